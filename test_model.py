@@ -1,0 +1,84 @@
+"""The network is what the README says it is, and the default recipe trains it to 99.4% on MNIST."""
+
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from data import find_files
+from model import Net, count_parameters
+
+PARAMETERS = 16_986  # the README states this number
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Net()
+
+
+def outputs_by_type(model, images):
+    """{module type: [(input, output), …]} of every leaf module that a forward pass really calls."""
+    seen = {}
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda module, inputs, output: seen.setdefault(type(module), []).append((inputs[0], output))
+            )
+    model(images)
+    return seen
+
+
+def test_parameter_count(model):
+    assert count_parameters(model) == PARAMETERS < 20_000
+
+
+def test_layers_are_used_in_the_forward_pass(model):
+    seen = outputs_by_type(model, torch.randn(4, 1, 28, 28))
+    assert len(seen[nn.BatchNorm2d]) == len(seen[nn.Conv2d]) == 5
+    assert len(seen[nn.Dropout]) >= 1
+    assert len(seen[nn.Linear]) == 1 and seen[nn.Linear][0][1].shape == (4, 10)
+    [(features, pooled)] = seen[nn.AdaptiveAvgPool2d]
+    assert pooled.shape[2:] == (1, 1)
+    torch.testing.assert_close(pooled[:, :, 0, 0], features.mean(dim=(2, 3)))  # the average, not the maximum
+
+
+@pytest.mark.parametrize("count", [1, 2, 257])
+def test_logits_shape(model, count):
+    logits = model.eval()(torch.randn(count, 1, 28, 28))
+    assert logits.shape == (count, 10) and logits.isfinite().all()
+
+
+def test_images_of_a_batch_do_not_influence_each_other_in_eval_mode(model):
+    images = torch.randn(8, 1, 28, 28)
+    model.eval()
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(model(images), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_active_in_training_only(model):
+    images = torch.randn(64, 1, 28, 28)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+    for dropout in (module for module in model.modules() if isinstance(module, nn.Dropout)):
+        assert dropout.p > 0
+
+
+def test_every_parameter_gets_a_gradient(model):
+    nn.functional.cross_entropy(model(torch.randn(32, 1, 28, 28)), torch.arange(32) % 10).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+def test_default_recipe_reaches_99_4_percent_on_mnist(tmp_path):
+    if find_files() is None and os.environ.get("CI") != "true":
+        pytest.skip("no MNIST in ./data or ../shared/mnist; `python train.py` downloads it")
+    assert train.main(["--out", str(tmp_path / "run")]) == 0  # in CI it downloads, or fails
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["dataset"] == "mnist"
+    assert metrics["final_test_accuracy"] >= 99.4
+    assert metrics["params"] == PARAMETERS

@@ -1,0 +1,452 @@
+"""Loaders, schedule, early stop, files and errors of train.py, on small data that the tests make."""
+
+import gzip
+import hashlib
+import http.server
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import affine as affine_one_by_one
+
+import data
+import train
+from model import Net
+
+ROOT = Path(__file__).parent
+DIGITS = ["--dataset", "digits", "--batch-size", "64", "--widths", "4", "4", "4", "4", "4"]
+
+
+def idx_bytes(array):
+    """`array` (uint8) as the bytes of an IDX file."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes((0, 0, 8, array.ndim)) + sizes + array.numpy().tobytes()
+
+
+@pytest.fixture
+def mnist_dir(tmp_path):
+    """A folder with a small random data set in MNIST's format."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 70), ("t10k", 30)):
+        images = torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(count, dtype=torch.uint8) % 10
+        folder = tmp_path / "small"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    return folder
+
+
+def run(*argv):
+    """train.main in this process, with the exit code also where argparse leaves by SystemExit."""
+    try:
+        return train.main([str(arg) for arg in argv])
+    except SystemExit as error:
+        return error.code
+
+
+def read_metrics(folder):
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+
+
+# Data
+
+
+def test_train_loader_gives_every_image_once_in_a_new_order_each_epoch():
+    torch.manual_seed(0)
+    labels = torch.arange(103)  # each label names its image
+    images = labels.byte().view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+    loader = data.Loader(images, labels, 10, shuffle=True)
+    epochs = []
+    for _ in range(3):
+        batches = list(loader)
+        assert len(batches) == len(loader) == 11
+        for batch_images, batch_labels in batches:
+            pixels = (batch_images * data.STD + data.MEAN) * 255
+            torch.testing.assert_close(pixels[:, 0, 5, 5].round().long(), batch_labels)
+        epochs.append(torch.cat([batch_labels for _, batch_labels in batches]))
+        assert torch.equal(epochs[-1].sort().values, labels)
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
+
+
+def test_test_loader_keeps_the_order_and_the_uneven_tail():
+    labels = torch.arange(103)
+    loader = data.Loader(torch.zeros(103, 1, 28, 28, dtype=torch.uint8), labels, 50, shuffle=False)
+    for _ in range(2):
+        assert torch.equal(torch.cat([batch_labels for _, batch_labels in loader]), labels)
+
+
+def test_evaluate_counts_as_a_slow_loop_does():
+    torch.manual_seed(0)
+    images = torch.randint(256, (53, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.randint(10, (53,))
+    model = Net()
+    loss, correct = train.evaluate(model, data.Loader(images, labels, 20, shuffle=False), "fp32")
+    losses, answers = [], []
+    for image, label in zip(images, labels):
+        logits = model(((image[None] / 255) - data.MEAN) / data.STD)
+        losses.append(-logits.log_softmax(1)[0, label].item())
+        answers.append(logits.argmax().item() == label.item())
+    assert correct == sum(answers)
+    assert loss == pytest.approx(sum(losses) / 53, rel=1e-4)
+
+
+def test_affine_equals_torchvision_image_by_image():
+    generator = torch.Generator().manual_seed(0)
+    count = 20
+    images = torch.zeros(count, 1, 28, 28)
+    images[:, :, 4:24, 4:24] = torch.rand(count, 1, 20, 20, generator=generator)
+    uniform = torch.rand(5, count, generator=generator) * 2 - 1
+    angle, translate, scale, shear = 20 * uniform[0], 3 * uniform[1:3].round(), 1 + 0.2 * uniform[3], 10 * uniform[4]
+    ours = data.affine(images, angle, translate, scale, shear)
+    for i, image in enumerate(images):
+        theirs = affine_one_by_one(
+            image,
+            angle=angle[i].item(),
+            translate=translate[:, i].tolist(),
+            scale=scale[i].item(),
+            shear=[shear[i].item(), 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+        )
+        torch.testing.assert_close(ours[i], theirs, rtol=0, atol=1e-4)
+
+
+def test_augmentation_differs_between_samples_and_keeps_labels():
+    torch.manual_seed(0)
+    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    image[:, :, 8:20, 12:16] = 255
+    images, labels = image.repeat(16, 1, 1, 1), torch.arange(16)
+    loader = data.Loader(images, labels, 16, shuffle=True, augment=data.RandomAffine(10, 0.1, 0.1, 5))
+    [(batch, batch_labels)] = list(loader)
+    assert len({tuple(sample.flatten().tolist()) for sample in batch}) == 16
+    assert torch.equal(batch_labels.sort().values, labels)
+    plain = data.Loader(images, labels, 16, shuffle=False, augment=data.RandomAffine(0, 0, 0, 0))
+    unchanged = (images.float() / 255 - data.MEAN) / data.STD
+    torch.testing.assert_close(next(iter(plain))[0], unchanged, rtol=0, atol=1e-4)
+
+
+def test_digits_are_real_digits_in_28x28():
+    digits = data.load_dataset("digits")
+    assert digits.name == "digits"
+    assert len(digits.train_images) + len(digits.test_images) == 1797
+    assert digits.train_images.shape[1:] == (1, 28, 28) and digits.train_images.dtype == torch.uint8
+    assert digits.train_images.max() == 255
+    shares = digits.test_labels.bincount(minlength=10) / len(digits.test_labels)
+    expected = digits.train_labels.bincount(minlength=10) / len(digits.train_labels)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.005)
+
+
+@pytest.mark.parametrize("layout", [".", "MNIST/raw"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_data_dir_layouts(mnist_dir, layout, packed):
+    expected = data.load_idx_files(data.find_files(mnist_dir))
+    (mnist_dir / layout).mkdir(parents=True, exist_ok=True)
+    for name in data.FILES:
+        content = (mnist_dir / name).read_bytes()
+        (mnist_dir / name).unlink()
+        target = mnist_dir / layout / (name + ".gz" * packed)
+        target.write_bytes(gzip.compress(content) if packed else content)
+    loaded = data.load_dataset(data_dir=mnist_dir)
+    assert loaded.name == "small (MNIST format)"  # never called MNIST
+    assert all(torch.equal(a, b) for a, b in zip(expected[1:], loaded[1:]))
+
+
+# Schedule and early stop
+
+
+def test_schedule_peaks_at_the_maximum_and_ends_near_zero():
+    config = {**train.DEFAULTS, "epochs": 3, "lr": 0.7}
+    optimizer = train.make_optimizer(Net(), config)
+    scheduler = train.make_scheduler(optimizer, config, batches=50)
+    rates = []
+    for _ in range(150):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(0.7)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.7 / 1000
+    with pytest.raises(ValueError):  # exactly as many steps as batches
+        scheduler.step()
+
+
+def test_one_step_per_batch_and_decay_on_weights_only(tmp_path, monkeypatch):
+    made = {}
+    make_optimizer, make_scheduler = train.make_optimizer, train.make_scheduler
+    monkeypatch.setattr(train, "make_optimizer", lambda *args: made.setdefault("optimizer", make_optimizer(*args)))
+    monkeypatch.setattr(train, "make_scheduler", lambda *args: made.setdefault("scheduler", make_scheduler(*args)))
+    assert run(*DIGITS, "--epochs", 2, "--out", tmp_path / "run") == 0
+    assert made["scheduler"].last_epoch == 2 * math.ceil(1437 / 64)
+    for group in made["optimizer"].param_groups:
+        for parameter in group["params"]:
+            assert (group["weight_decay"] > 0) == (parameter.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "epochs", "target_epoch"),
+    [("90", 3, 3), ("90.01", 4, 4), ("100", 5, 5), ("none", 5, None)],
+)
+def test_early_stop_at_the_epoch_that_meets_the_target(tmp_path, monkeypatch, target, epochs, target_epoch):
+    correct = iter([180, 323, 324, 342, 360])  # of 360: 50, 89.7, 90, 95 and 100 percent
+    monkeypatch.setattr(train, "evaluate", lambda *args: (0.5, next(correct)))
+    assert run(*DIGITS, "--epochs", 5, "--target", target, "--out", tmp_path / "run") == 0
+    metrics = read_metrics(tmp_path / "run")
+    assert len(metrics["epochs"]) == epochs and metrics["target_epoch"] == target_epoch
+
+
+def test_target_100_does_not_stop_at_100(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda *args: (0.5, 360))
+    assert run(*DIGITS, "--epochs", 3, "--target", 100, "--out", tmp_path / "run") == 0
+    assert len(read_metrics(tmp_path / "run")["epochs"]) == 3
+
+
+def test_best_checkpoint_is_of_the_best_epoch(tmp_path, monkeypatch):
+    correct = iter([100, 300, 200, 300])
+    monkeypatch.setattr(train, "evaluate", lambda *args: (0.5, next(correct)))
+    assert run(*DIGITS, "--epochs", 4, "--out", tmp_path / "run") == 0
+    best, last = (torch.load(tmp_path / "run" / name, weights_only=True)["epoch"] for name in ("best.pt", "last.pt"))
+    assert (best, last) == (2, 4)
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["best_test_accuracy"] == pytest.approx(100 * 300 / 360)
+
+
+# Files of a run
+
+
+def test_full_run_as_a_user_sees_it(tmp_path):
+    """By subprocess: the log lines, the files, and a checkpoint that gives the logged figures again."""
+    command = [sys.executable, ROOT / "train.py", *DIGITS, "--epochs", "2", "--seed", "3"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stderr == ""  # no bar where there is no terminal
+    [folder] = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-seed3", folder.name)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(train.RUN_FILES)
+    assert (folder / "log.txt").read_text() == result.stdout
+    lines = re.findall(
+        r"^Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/360 \((\d+\.\d\d)%\)$", result.stdout, re.M
+    )
+    assert len(lines) == 2
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    metrics = read_metrics(folder)
+    assert metrics["dataset"] == "digits" and metrics["seed"] == 3 and metrics["device"] == "cpu"
+    assert [epoch["epoch"] for epoch in metrics["epochs"]] == [1, 2]
+    assert metrics["final_test_accuracy"] == metrics["epochs"][-1]["test_accuracy"] == 100 * int(lines[-1][1]) / 360
+    assert 0 < metrics["train_seconds"] < metrics["total_seconds"]
+
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    model = Net(**checkpoint["net"])
+    model.load_state_dict(checkpoint["model"])
+    digits = data.load_dataset("digits")
+    loader = data.Loader(digits.test_images, digits.test_labels, 1000, shuffle=False)
+    loss, correct = train.evaluate(model, loader, metrics["precision"])
+    assert correct == int(lines[-1][1]) and f"{loss:.4f}" == lines[-1][0]
+
+
+def test_the_same_seed_gives_the_same_digits(tmp_path):
+    def epochs(name, seed):
+        assert run(*DIGITS, "--epochs", 2, "--seed", seed, "--out", tmp_path / name) == 0
+        return [{**epoch, "seconds": 0} for epoch in read_metrics(tmp_path / name)["epochs"]]
+
+    first = epochs("first", 5)
+    assert first == epochs("second", 5)
+    assert first != epochs("third", 6)
+
+
+def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.time, "strftime", lambda _: "20260101-000000")
+    folders = [train.create_run_folder(None, 0) for _ in range(3)]
+    assert len(set(folders)) == 3
+
+
+def test_a_run_is_never_overwritten(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text("old")
+    assert run(*DIGITS, "--out", tmp_path) == 2
+    assert "already holds a run (metrics.json)" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").read_text() == "old"
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    forward, calls = Net.forward, []
+
+    def poisoned(self, images):
+        calls.append(1)
+        return forward(self, images) * (math.nan if self.training and len(calls) > 50 else 1)
+
+    monkeypatch.setattr(Net, "forward", poisoned)
+    assert run(*DIGITS, "--epochs", 9, "--precision", "fp32", "--out", tmp_path / "run") == 2
+    assert re.search(r"error: Epoch 3/9: the loss is nan at step \d+, learning rate 0\.\d+", capsys.readouterr().err)
+    metrics = read_metrics(tmp_path / "run")
+    assert len(metrics["epochs"]) == torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 2
+
+
+def test_ctrl_c_ends_with_code_130_and_the_metrics_so_far(tmp_path):
+    command = [sys.executable, ROOT / "train.py", *DIGITS, "--epochs", "1000", "--out", tmp_path / "run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "Test set" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert len(read_metrics(tmp_path / "run")["epochs"]) >= 1
+
+
+# Bad input: one line, exit code 2, nothing written
+
+
+def assert_refused(capsys, code, argv, *expected):
+    """`argv` ends with `code` and one line on stderr that holds every string of `expected`."""
+    assert run(*argv) == code
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("train.py: error: "), captured.err
+    for text in expected:
+        assert text in captured.err, captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--epoch", "3"], "--epoch"),
+        (["--nonsense"], "--nonsense"),
+        (["--epochs", "0"], "--epochs: found 0, expected a whole number from 1"),
+        (["--epochs", "1.5"], "--epochs"),
+        (["--batch-size", "-1"], "--batch-size"),
+        (["--batch-size", "1438"], "expected at most 1437"),
+        (["--lr", "nan"], "--lr: found nan"),
+        (["--lr", "0"], "--lr"),
+        (["--lr", "inf"], "--lr"),
+        (["--target", "100.1"], "--target"),
+        (["--target", "nan"], "--target"),
+        (["--dropout", "1"], "--dropout"),
+        (["--widths", "4", "4"], "--widths"),
+        (["--seed", "-1"], "--seed"),
+        (["--data-dir", "data"], "--data-dir"),
+    ],
+)
+def test_bad_flags(tmp_path, monkeypatch, capsys, argv, expected):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(capsys, 2, ["--dataset", "digits", *argv], expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_that_is_not_there(capsys):
+    assert_refused(capsys, 2, [*DIGITS, "--device", "cuda"], "--device cuda", "finds only", "--device auto")
+
+
+def test_out_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert_refused(capsys, 2, [*DIGITS, "--out", out], f"--out {out} cannot be written")
+
+
+def test_data_dir_that_is_not_there_or_a_file_or_incomplete(mnist_dir, tmp_path, capsys):
+    assert_refused(capsys, 2, ["--data-dir", tmp_path / "no"], f"--data-dir {tmp_path / 'no'} does not exist")
+    assert_refused(capsys, 2, ["--data-dir", mnist_dir / data.FILES[0]], "is not a directory")
+    for name in (data.FILES[1], data.FILES[2]):
+        (mnist_dir / name).unlink()
+    assert_refused(capsys, 2, ["--data-dir", mnist_dir], f"lacks {data.FILES[1]}, {data.FILES[2]} ", "MNIST/raw")
+
+
+def set_bytes(position, value):
+    return lambda content: content[:position] + value + content[position + len(value) :]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "expected"),
+    [
+        (data.FILES[0], lambda content: content[:-1], "found only 54879 bytes of data, expected 54880"),
+        (data.FILES[0], lambda content: content + b"x", "found more than 54880 bytes"),
+        (data.FILES[0], lambda content: b"", "found magic number 0x, expected 0x00000803"),
+        (data.FILES[0], lambda content: content[:9], "found a header of 9 bytes, expected 16"),
+        (data.FILES[3], set_bytes(2, b"\x09"), "found magic number 0x00000901, expected 0x00000801"),
+        (data.FILES[2], set_bytes(8, b"\0\0\0\x20"), "found images of 32x28, expected 28x28"),
+        (data.FILES[0], set_bytes(4, b"\xff\xff\xff\xff"), "found only 54880 bytes of data, expected"),
+        (data.FILES[1], set_bytes(4, bytes(4)), "found no items"),
+        (data.FILES[1], set_bytes(20, b"\x0a"), "label 12 is 10, expected 0 to 9"),
+        (data.FILES[3], lambda content: content[:7] + b"\x1d" + content[8:-1], "holds 29 labels"),
+    ],
+)
+def test_damaged_idx_files(mnist_dir, tmp_path, capsys, name, damage, expected):
+    path = mnist_dir / name
+    path.write_bytes(damage(path.read_bytes()))
+    assert_refused(capsys, 2, ["--data-dir", mnist_dir, "--out", tmp_path / "run"], str(path), expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_gzip(mnist_dir, capsys):
+    path = mnist_dir / data.FILES[0]
+    packed = gzip.compress(path.read_bytes())
+    path.unlink()
+    for content in (packed[:-9], b"not gzip", packed[:100] + b"\0\0\0\0" + packed[104:]):
+        Path(f"{path}.gz").write_bytes(content)
+        assert_refused(capsys, 2, ["--data-dir", mnist_dir], f"{path}.gz")
+
+
+def test_no_network_and_no_data(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "below" / "work"  # ../shared/mnist is not there either
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    assert_refused(capsys, 1, [], "http://127.0.0.1:9/", *data.FILES, "data/MNIST/raw", "--dataset digits")
+    assert list(folder.iterdir()) == []
+
+
+def test_download(mnist_dir, tmp_path, monkeypatch):
+    """From a server on this machine, with the check sums of the small files."""
+    served = tmp_path / "served"
+    served.mkdir()
+    resources = []
+    for name in data.FILES:
+        packed = gzip.compress((mnist_dir / name).read_bytes())
+        (served / f"{name}.gz").write_bytes(packed)
+        resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *args: None})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=served))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    folder = tmp_path / "below" / "work"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    loaded = data.load_dataset()
+    server.shutdown()
+    server.server_close()
+    expected = data.load_idx_files(data.find_files(mnist_dir))
+    assert all(torch.equal(a, b) for a, b in zip(expected[1:], loaded[1:]))
+    assert sorted(path.name for path in (folder / "data/MNIST/raw").iterdir()) == sorted(data.FILES)
+
+
+def test_torchvision_that_does_not_fit_torch(tmp_path, mnist_dir):
+    (tmp_path / "torchvision").mkdir()
+    message = "operator torchvision::nms does not exist"
+    (tmp_path / "torchvision" / "__init__.py").write_text(f"raise RuntimeError({message!r})")
+    command = [sys.executable, ROOT / "train.py", "--data-dir", mnist_dir]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    for text in (
+        message,
+        f"found torch {torch.__version__} and torchvision ",
+        "pip install --upgrade torch torchvision",
+    ):
+        assert text in result.stderr
