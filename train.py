@@ -23,8 +23,8 @@ from data import DataError, Loader, RandomAffine, load_dataset
 from model import Net, count_parameters
 
 DEFAULTS = {
-    "widths": [16, 16, 24, 24, 24],
-    "dropout": 0.02,
+    "widths": [16, 16, 24, 32, 22],
+    "dropout": 0.05,
     "epochs": 3,
     "batch_size": 128,
     "lr": 1.0,  # the peak of the one cycle
@@ -58,36 +58,36 @@ def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, precis
     model.train()
     device = loader.images.device
     start = synchronized_time(device)
-    losses, rates = [], []  # the losses stay on the device and cross over once in a while
+    pending = []  # (step, learning rate, loss) since the last look: losses stay on the device until then
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    seen = 0
+    total_loss, seen = 0.0, 0
     for step, (images, labels) in enumerate(loader, 1):
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
         loss.backward()
-        rates.append(scheduler.get_last_lr()[0])
+        lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
-        losses.append(loss.detach() * len(labels))
+        pending.append((step, lr, loss.detach() * len(labels)))
         correct += (logits.argmax(1) == labels).sum()
         seen += len(labels)
-        if step % 25 == 0 or step == len(loader):
-            total = check_finite(losses, rates)
-            bar.set_postfix(
-                loss=f"{total / seen:.4f}", acc=f"{100 * correct.item() / seen:.2f}%", lr=f"{rates[-1]:.4f}"
-            )
         bar.update()
-    return total / seen, 100 * correct.item() / seen, rates[-1], synchronized_time(device) - start
+        if step % 25 == 0 or step == len(loader):
+            total_loss += sum_of_losses(pending)
+            pending = []
+            accuracy = 100 * correct.item() / seen
+            bar.set_postfix_str(f"loss={total_loss / seen:.4f}, acc={accuracy:.2f}%, lr={lr:.4f}")
+    return total_loss / seen, accuracy, lr, synchronized_time(device) - start
 
 
-def check_finite(losses, rates):
-    """Sum of the scalar tensors `losses`; FloatingPointError at the first that is NaN or infinite."""
-    values = torch.stack(losses).tolist()
-    for step, (value, rate) in enumerate(zip(values, rates), 1):
+def sum_of_losses(pending):
+    """Sum of the losses in `pending`, a list of (step, learning rate, scalar tensor); all must be finite."""
+    values = torch.stack([loss for _, _, loss in pending]).tolist()
+    for (step, lr, _), value in zip(pending, values):
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}, learning rate {rate:.4g}")
+            raise FloatingPointError(f"the loss is {value} at step {step}, learning rate {lr:.4g}")
     return sum(values)
 
 
@@ -224,42 +224,50 @@ def run(args):
     log(f"Device: {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {precision} ({why})")
     write_metrics()
 
-    for epoch in range(1, args.epochs + 1):
-        title = f"Epoch {epoch}/{args.epochs}"
-        try:
-            # disable=None: no bar where the output is no terminal
-            with tqdm(total=len(train_loader), desc=title, unit="batch", leave=False, disable=None) as bar:
-                train_loss, train_accuracy, lr, seconds = train_one_epoch(
-                    model, train_loader, optimizer, scheduler, args.label_smoothing, precision, bar
-                )
-        except FloatingPointError as error:
-            raise RunError(f"{title}: {error}; try a lower --lr (checkpoints of earlier epochs are kept)") from error
-        test_loss, correct = evaluate(model, test_loader, precision)
-        test_accuracy = 100 * correct / test_count
-        metrics["epochs"].append(
-            {
-                "epoch": epoch,
-                "lr": lr,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-                "seconds": round(seconds, 3),
-            }
-        )
-        is_best = metrics["best_test_accuracy"] is None or test_accuracy > metrics["best_test_accuracy"]
-        metrics["best_test_accuracy"] = test_accuracy if is_best else metrics["best_test_accuracy"]
-        metrics["final_test_accuracy"] = test_accuracy
-        metrics["train_seconds"] = round(metrics["train_seconds"] + seconds, 3)
-        if args.target is not None and test_accuracy >= args.target and metrics["target_epoch"] is None:
-            metrics["target_epoch"] = epoch
-        for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
-            save_checkpoint(folder / name, model, metrics)
-        write_metrics()
-        log(f"{title}: Train loss: {train_loss:.4f}, Accuracy: {train_accuracy:.2f}%, lr: {lr:.4f}, {seconds:.1f} s")
-        log(f"Test set: Average loss: {test_loss:.4f}, Accuracy: {correct}/{test_count} ({test_accuracy:.2f}%)")
-        if metrics["target_epoch"] is not None and args.target < 100:
-            break
+    try:
+        for epoch in range(1, args.epochs + 1):
+            title = f"Epoch {epoch}/{args.epochs}"
+            try:
+                # disable=None: no bar where the output is no terminal
+                with tqdm(total=len(train_loader), desc=title, unit="batch", leave=False, disable=None) as bar:
+                    train_loss, train_accuracy, lr, seconds = train_one_epoch(
+                        model, train_loader, optimizer, scheduler, args.label_smoothing, precision, bar
+                    )
+            except FloatingPointError as error:
+                raise RunError(
+                    f"{title}: {error}; try a lower --lr (checkpoints of earlier epochs are kept)"
+                ) from error
+            test_loss, correct = evaluate(model, test_loader, precision)
+            test_accuracy = 100 * correct / test_count
+            metrics["epochs"].append(
+                {
+                    "epoch": epoch,
+                    "lr": lr,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "test_loss": test_loss,
+                    "test_accuracy": test_accuracy,
+                    "seconds": round(seconds, 3),
+                }
+            )
+            is_best = metrics["best_test_accuracy"] is None or test_accuracy > metrics["best_test_accuracy"]
+            metrics["best_test_accuracy"] = test_accuracy if is_best else metrics["best_test_accuracy"]
+            metrics["final_test_accuracy"] = test_accuracy
+            metrics["train_seconds"] = round(metrics["train_seconds"] + seconds, 3)
+            if args.target is not None and test_accuracy >= args.target and metrics["target_epoch"] is None:
+                metrics["target_epoch"] = epoch
+            for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
+                save_checkpoint(folder / name, model, metrics)
+            write_metrics()
+            log(
+                f"{title}: Train loss: {train_loss:.4f}, Accuracy: {train_accuracy:.2f}%, lr: {lr:.4f}, {seconds:.1f} s"
+            )
+            log(f"Test set: Average loss: {test_loss:.4f}, Accuracy: {correct}/{test_count} ({test_accuracy:.2f}%)")
+            if metrics["target_epoch"] is not None and args.target < 100:
+                break
+    except KeyboardInterrupt:
+        log(f"Interrupted in epoch {epoch}; the {len(metrics['epochs'])} finished epochs are in {folder}")
+        raise
 
     save_curves(folder / "curves.png", metrics, args.show)
     write_metrics()
@@ -465,7 +473,7 @@ def main(argv=None):
         print(f"train.py: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted; the finished epochs are in the run's folder", file=sys.stderr)
+        print("train.py: interrupted", file=sys.stderr)
         return 130
     return 0
 
