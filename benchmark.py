@@ -1,0 +1,220 @@
+"""Train recipes many times with different seeds; report means over all runs, never the best one.
+
+    python benchmark.py default fast --runs 20 --seed 100 --out results/ours.json
+    python benchmark.py --table results/*.json
+
+Every run is a process of its own, `python train.py --recipe NAME --seed S --target none`, and is written to the
+file as soon as it is finished: the same command goes on where an interrupted one was.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from train import RECIPES, Parser, RunError, number, write_json
+
+TARGET = 99.4
+HERE = Path(__file__).parent
+
+
+def train_once(recipe, seed, data_dir):
+    """Train `recipe` in a process of its own: (what its metrics.json holds, seconds from start to exit)."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, HERE / "train.py", "--recipe", recipe, "--seed", seed, "--target", "none"]
+        command += ["--out", Path(folder, "run")] + (["--data-dir", data_dir] if data_dir else [])
+        start = time.perf_counter()
+        process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+        if process.returncode != 0:
+            raise RunError(f"{recipe}, seed {seed}: {process.stderr.strip()}")
+        return json.loads(Path(folder, "run", "metrics.json").read_text()), seconds
+
+
+def describe_machine():
+    """{"machine": processor, cores and system; "versions": of Python and the packages that matter}."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    packages = {name: version(name) for name in ("torch", "torchvision")}
+    return {
+        "machine": f"{model}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {"python": platform.python_version(), **packages},
+    }
+
+
+def new_result(recipe):
+    return {"recipe": recipe, "params": None, "config": RECIPES[recipe], **describe_machine(), "runs": []}
+
+
+def add_run(result, metrics, process_seconds):
+    """Enter a finished run into `result`, in the order of the seeds, and summarise all of them anew."""
+    accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
+    seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
+    met = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= TARGET), None)
+    result["params"] = metrics["params"]
+    result["dataset"] = metrics["dataset"]
+    result["runs"].append(
+        {
+            "seed": metrics["seed"],
+            "epoch_test_accuracy": accuracies,
+            "final_test_accuracy": metrics["final_test_accuracy"],
+            "train_seconds": metrics["train_seconds"],
+            "seconds_to_target": round(sum(seconds[:met]), 3) if met else None,
+            "total_seconds": round(process_seconds, 3),
+            "peak_memory_mb": metrics["peak_memory_mb"],
+        }
+    )
+    result["runs"].sort(key=lambda run: run["seed"])
+    summary = summarise(result["runs"])
+    result.update({name: summary[name] for name in ("mean", "std", "ci95")})
+
+
+def summarise(runs):
+    """Mean, sample standard deviation, 95% confidence interval of the mean (Student's t), and more."""
+    from scipy.stats import t
+
+    finals = [run["final_test_accuracy"] for run in runs]
+    n, mean = len(finals), statistics.fmean(finals)
+    std = statistics.stdev(finals) if n > 1 else None
+    half = t.ppf(0.975, n - 1) * std / n**0.5 if n > 1 else None
+    by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
+    epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if accuracy >= TARGET), None)
+    per_epoch = statistics.median(run["train_seconds"] / len(run["epoch_test_accuracy"]) for run in runs)
+    return {
+        "n": n,
+        "epochs": len(by_epoch),
+        "mean": round(mean, 4),
+        "std": None if std is None else round(std, 4),
+        "ci95": None if half is None else [round(mean - half, 4), round(mean + half, 4)],
+        "min": min(finals),
+        "reached": sum(final >= TARGET for final in finals),
+        "first_epoch": epoch,
+        "seconds_per_epoch": per_epoch,
+        "seconds_to_target": per_epoch * epoch if epoch else None,
+        "total_seconds": statistics.median(run["total_seconds"] for run in runs),
+        "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs),
+    }
+
+
+def table(results):
+    """The lines of a Markdown table of `results`; times are medians, everything else over all runs."""
+    yield (
+        "| recipe | parameters | epochs | n | mean ± std (%) | 95% CI of the mean | min | runs ≥ 99.4% "
+        "| first epoch with mean ≥ 99.4% | training s/epoch | training s to it | process s | peak MB |"
+    )
+    yield "|" + " --- |" * 13
+    for result in results:
+        s = summarise(result["runs"])
+        std = "" if s["std"] is None else f" ± {s['std']:.3f}"
+        interval = "–" if s["ci95"] is None else f"{s['ci95'][0]:.3f} to {s['ci95'][1]:.3f}"
+        to_target = "–" if s["first_epoch"] is None else f"{s['seconds_to_target']:.1f}"
+        yield (
+            f"| {result['recipe']} | {result['params']:,} | {s['epochs']} | {s['n']} | {s['mean']:.3f}{std} "
+            f"| {interval} | {s['min']:.2f} | {s['reached']} of {s['n']} | {s['first_epoch'] or '–'} "
+            f"| {s['seconds_per_epoch']:.1f} | {to_target} | {s['total_seconds']:.1f} | {s['peak_memory_mb']:.0f} |"
+        )
+
+
+def read_results(path):
+    """The list of results in the file at `path`; RunError where it is damaged."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        for result in results:
+            summarise(result["runs"]) if result["runs"] else None
+            result["recipe"], result["config"], result["machine"], result["versions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise RunError(f"{path} is not a benchmark's JSON ({reason}); name another file or remove it") from error
+    return results
+
+
+def open_results(path, recipes, seeds):
+    """Results to go on with: those in the file if it fits what is asked for, else new ones; RunError if mixed."""
+    new = [new_result(recipe) for recipe in recipes]
+    if not path.exists():
+        return new
+    old = read_results(path)
+    for name in ("recipe", "config", "machine", "versions"):
+        found, expected = ([result[name] for result in results] for results in (old, new))
+        if found != expected:
+            raise RunError(
+                f"{path} was made with another {name}: found {found}, expected {expected}; name another file"
+            )
+    found = {run["seed"] for result in old for run in result["runs"]} - set(seeds)
+    if found:
+        raise RunError(
+            f"{path} holds other seeds: found {sorted(found)}, expected {seeds[0]} to {seeds[-1]}; name another file"
+        )
+    return old
+
+
+def run_benchmark(args):
+    """Train what `args` ask for and is not yet in the file, then print the table."""
+    path, seeds = Path(args.out), range(args.seed, args.seed + args.runs)
+    results = open_results(path, args.recipes, seeds)
+    missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for seed, result in tqdm(missing, unit="run", disable=None):
+        add_run(result, *train_once(result["recipe"], seed, args.data_dir))
+        write_json(path, results)
+    print("\n".join(table(results)))
+
+
+def parse_args(argv=None):
+    parser = Parser(
+        prog="benchmark.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipes", nargs="*", metavar="NAME", help=f"one or more of {', '.join(RECIPES)}")
+    parser.add_argument("--runs", type=number(int, 1, 100_000), metavar="N", help="runs of each recipe")
+    parser.add_argument("--seed", type=number(int, 0, 2**62), default=0, metavar="S", help="first seed (default: 0)")
+    parser.add_argument("--out", metavar="FILE", help="JSON file to write, or to go on with")
+    parser.add_argument("--data-dir", metavar="DIR", help="as for train.py")
+    parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of finished files, train nothing")
+    args = parser.parse_args(argv)
+    if args.table is None:
+        unknown = [name for name in args.recipes if name not in RECIPES]
+        if unknown or not args.recipes:
+            found = ", ".join(unknown) or "no recipe"
+            parser.error(f"NAME: found {found}, expected one or more of {', '.join(RECIPES)}")
+        if args.runs is None or args.out is None:
+            parser.error("--runs N and --out FILE are needed to train")
+    return args
+
+
+def main(argv=None):
+    """Run the command line `argv`; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        if args.table:
+            print("\n".join(table([result for path in args.table for result in read_results(path)])))
+        else:
+            run_benchmark(args)
+    except RunError as error:
+        print(f"benchmark.py: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"benchmark.py: error: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchmark.py: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
