@@ -28,26 +28,6 @@ ROOT = Path(__file__).parent
 DIGITS = ["--dataset", "digits", "--batch-size", "64", "--widths", "4", "4", "4", "4", "4"]
 
 
-def idx_bytes(array):
-    """`array` (uint8) as the bytes of an IDX file."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes((0, 0, 8, array.ndim)) + sizes + array.numpy().tobytes()
-
-
-@pytest.fixture
-def mnist_dir(tmp_path):
-    """A folder with a small random data set in MNIST's format."""
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 70), ("t10k", 30)):
-        images = torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8)
-        labels = torch.arange(count, dtype=torch.uint8) % 10
-        folder = tmp_path / "small"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{split}-images-idx3-ubyte").write_bytes(idx_bytes(images))
-        (folder / f"{split}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-    return folder
-
-
 def run(*argv):
     """train.main in this process, with the exit code also where argparse leaves by SystemExit."""
     try:

@@ -1,0 +1,124 @@
+"""The benchmark's statistics, its files, and going on after an interruption, with training replaced by a stand-in."""
+
+import json
+
+import pytest
+
+import benchmark
+
+
+def metrics(seed, *accuracies):
+    epochs = [{"test_accuracy": accuracy, "seconds": 2.0} for accuracy in accuracies]
+    return {
+        "seed": seed,
+        "dataset": "mnist",
+        "params": 1000,
+        "epochs": epochs,
+        "final_test_accuracy": accuracies[-1],
+        "train_seconds": 2.0 * len(epochs),
+        "peak_memory_mb": 500,
+    }
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """(recipe, seed) of every run that the benchmark asks for; the first one with seed 3 is interrupted."""
+    asked, interrupted = [], []
+
+    def train_once(recipe, seed, data_dir):
+        asked.append((recipe, seed))
+        if seed == 3 and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return metrics(seed, 99.0, 99.4 + seed / 100), 9.0
+
+    monkeypatch.setattr(benchmark, "train_once", train_once)
+    return asked
+
+
+def run(*argv):
+    try:
+        return benchmark.main([str(arg) for arg in argv])
+    except SystemExit as error:
+        return error.code
+
+
+def test_summary_by_hand():
+    result = benchmark.new_result("default")
+    for seed, final in enumerate((99.3, 99.4, 99.5, 99.6)):
+        benchmark.add_run(result, metrics(seed, 98.0, 99.5, final), 9.0)
+    assert result["mean"] == pytest.approx(99.45)
+    assert result["std"] == pytest.approx(0.1291, abs=1e-4)  # sqrt((0.15² + 0.05² + 0.05² + 0.15²) / 3)
+    half = 3.1824 * 0.12910 / 2  # Student's t for 3 degrees of freedom; sqrt(4) runs
+    assert result["ci95"] == pytest.approx([99.45 - half, 99.45 + half], abs=2e-4)
+    summary = benchmark.summarise(result["runs"])
+    assert (summary["reached"], summary["min"], summary["first_epoch"]) == (3, 99.3, 2)
+    assert summary["seconds_to_target"] == 4.0
+    assert [run["seconds_to_target"] for run in result["runs"]] == [4.0] * 4
+
+
+def test_an_interrupted_benchmark_goes_on(tmp_path, trained, capsys):
+    out = tmp_path / "results.json"
+    command = ("default", "fast", "--runs", 3, "--seed", 2, "--out", out)
+    assert run(*command) == 130
+    [default, fast] = json.loads(out.read_text())
+    assert [r["seed"] for r in default["runs"]] == [r["seed"] for r in fast["runs"]] == [2]
+    trained.clear()
+    assert run(*command) == 0
+    assert trained == [("default", 3), ("fast", 3), ("default", 4), ("fast", 4)]
+    assert [r["seed"] for r in json.loads(out.read_text())[0]["runs"]] == [2, 3, 4]
+    assert (
+        "| default | 1,000 | 2 | 3 | 99.430 ± 0.010 | 99.405 to 99.455 | 99.42 | 3 of 3 | 2 |"
+        in capsys.readouterr().out
+    )
+
+
+def test_other_runs_are_never_mixed_or_overwritten(tmp_path, trained, capsys, monkeypatch):
+    out = tmp_path / "results.json"
+    assert run("default", "--runs", 1, "--out", out) == 0
+    before = out.read_text()
+    monkeypatch.setitem(benchmark.RECIPES, "best", {**benchmark.RECIPES["default"], "lr": 0.123})
+    for argv, expected in [
+        (("fast", "--runs", 1), "another recipe: found ['default'], expected ['fast']"),
+        (("default", "--runs", 1, "--seed", 5), "other seeds: found [0], expected 5 to 5"),
+    ]:
+        assert run(*argv, "--out", out) == 2
+        assert expected in capsys.readouterr().err
+    monkeypatch.setitem(benchmark.RECIPES, "default", {**benchmark.RECIPES["default"], "lr": 0.123})
+    assert run("default", "--runs", 1, "--out", out) == 2
+    assert "another config" in capsys.readouterr().err
+    assert out.read_text() == before
+    for damaged in (before[:-20], "{}x", '[{"recipe": "default"}]', "[1]"):
+        out.write_text(damaged)
+        assert run("default", "--runs", 1, "--out", out) == 2
+        assert "is not a benchmark's JSON" in capsys.readouterr().err
+        assert out.read_text() == damaged
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["nonsense", "--runs", "1", "--out", "x"], "found nonsense, expected one or more of default, fast"),
+        (["--runs", "1", "--out", "x"], "found no recipe"),
+        (["default", "--runs", "0", "--out", "x"], "--runs: found 0"),
+        (["default", "--runs", "1"], "--runs N and --out FILE are needed"),
+        (["--table", "missing.json"], "missing.json is not a benchmark's JSON (No such file or directory)"),
+    ],
+)
+def test_bad_input(argv, expected, capsys):
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err and captured.err.count("\n") == 1
+
+
+def test_train_once_returns_what_the_run_wrote(mnist_dir):
+    """The one real process here, on few images."""
+    metrics, seconds = benchmark.train_once("fast", 7, mnist_dir)
+    assert metrics["dataset"] == "small (MNIST format)" and metrics["seed"] == 7 and metrics["target"] is None
+    assert metrics["config"] == benchmark.RECIPES["fast"]
+    assert metrics["total_seconds"] < seconds and metrics["peak_memory_mb"] > 100
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    with pytest.raises(benchmark.RunError, match="fast, seed 7: .*does not exist"):
+        benchmark.train_once("fast", 7, tmp_path / "missing")
