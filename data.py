@@ -65,6 +65,23 @@ def load_dataset(name="mnist", data_dir=None):
     return load_idx_files(find_files(data_dir) or download(mnist_class, Path("data")))
 
 
+def hold_out(dataset, count, seed):
+    """Take `count` training images away, stratified and fixed by `seed`: (what remains, their images, their labels)."""
+    from sklearn.model_selection import train_test_split
+
+    total, labels = len(dataset.train_labels), dataset.train_labels
+    try:
+        rest, held = train_test_split(range(total), test_size=count, stratify=labels, random_state=seed % 2**32)
+    except ValueError as error:
+        classes = len(labels.unique())
+        raise DataError(
+            f"--holdout {count}: expected {classes} to {total - classes}, so that each of the {classes} classes "
+            f"has an image among the held-out and among the other of the {total} training images"
+        ) from error
+    remaining = dataset._replace(train_images=dataset.train_images[rest], train_labels=labels[rest])
+    return remaining, dataset.train_images[held], labels[held]
+
+
 def load_digits_28x28():
     """scikit-learn's 1,797 real 8x8 digits, brought to 28x28; a fixed stratified fifth is the test set."""
     from sklearn.datasets import load_digits

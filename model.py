@@ -40,7 +40,7 @@ class Net(nn.Module):
             ConvBlock(c1, c2, padding=1),  # (N, c2, 10, 10)
             ConvBlock(c2, c3, pool=True),  # (N, c3, 4, 4)
             ConvBlock(c3, c4, padding=1),  # (N, c4, 4, 4)
-            ConvBlock(c4, c5),  # (N, c5, 2, 2)
+            ConvBlock(c4, c5, padding=1),  # (N, c5, 4, 4)
         )
         self.gap = nn.AdaptiveAvgPool2d(1)  # (N, c5, 1, 1)
         self.dropout = nn.Dropout(dropout)

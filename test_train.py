@@ -177,6 +177,14 @@ def test_one_step_per_batch_and_decay_on_weights_only(tmp_path, monkeypatch):
             assert (group["weight_decay"] > 0) == (parameter.ndim > 1)
 
 
+def test_the_last_part_of_the_run_is_not_augmented(tmp_path, monkeypatch):
+    augmented = []
+    monkeypatch.setattr(data, "affine", lambda images, **amounts: augmented.append(len(images)) or images)
+    assert run(*DIGITS, "--epochs", 4, "--augment-until", 0.6, "--out", tmp_path / "run") == 0
+    batches = math.ceil(1437 / 64)
+    assert len(augmented) == math.ceil(0.6 * 4 * batches)
+
+
 @pytest.mark.parametrize(
     ("target", "epochs", "target_epoch"),
     [("90", 3, 3), ("90.01", 4, 4), ("100", 5, 5), ("none", 5, None)],
@@ -187,6 +195,33 @@ def test_early_stop_at_the_epoch_that_meets_the_target(tmp_path, monkeypatch, ta
     assert run(*DIGITS, "--epochs", 5, "--target", target, "--out", tmp_path / "run") == 0
     metrics = read_metrics(tmp_path / "run")
     assert len(metrics["epochs"]) == epochs and metrics["target_epoch"] == target_epoch
+
+
+def test_holdout_decides_and_the_test_set_is_seen_once(tmp_path, monkeypatch, capsys):
+    sizes, accuracies = [], iter([70.0, 95.0, 80.0, 60.0, 91.0])
+
+    def evaluate(model, loader, precision):
+        sizes.append(len(loader.images))
+        return 0.5, next(accuracies)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    assert run(*DIGITS, "--epochs", 4, "--holdout", 200, "--target", "none", "--out", tmp_path / "run") == 0
+    assert sizes == [200] * 4 + [360]
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["best_holdout_accuracy"] == 95 and metrics["test_accuracy"] == 91
+    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True)["epoch"] == 2
+    assert "Holdout set: Average loss: 0.5000, Accuracy: 190/200 (95.00%)" in capsys.readouterr().out
+
+
+def test_holdout_is_a_stratified_partition_fixed_by_the_seed():
+    digits = data.load_dataset("digits")
+    ordered = digits._replace(train_labels=torch.arange(1437) % 10)
+    numbered = ordered._replace(train_images=torch.arange(1437).view(-1, 1, 1, 1))
+    rest, images, labels = data.hold_out(numbered, 500, seed=1)
+    assert torch.equal(torch.cat([rest.train_images, images]).flatten().sort().values, torch.arange(1437))
+    assert torch.equal(images.flatten() % 10, labels) and labels.bincount().tolist() == [50] * 10
+    assert torch.equal(images, data.hold_out(numbered, 500, seed=1)[1])
+    assert not torch.equal(images, data.hold_out(numbered, 500, seed=2)[1])
 
 
 def test_target_100_does_not_stop_at_100(tmp_path, monkeypatch):
@@ -318,6 +353,10 @@ def assert_refused(capsys, code, argv, *expected):
         (["--widths", "4", "4"], "--widths"),
         (["--seed", "-1"], "--seed"),
         (["--data-dir", "data"], "--data-dir"),
+        (["--holdout", "0"], "--holdout: found 0"),
+        (["--holdout", "9"], "--holdout 9: expected 10 to 1427"),
+        (["--holdout", "1437"], "--holdout 1437: expected 10 to 1427"),
+        (["--recipe", "slow"], "invalid choice: 'slow' (choose from"),
     ],
 )
 def test_bad_flags(tmp_path, monkeypatch, capsys, argv, expected):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import DataError, Loader, RandomAffine, load_dataset
+from data import DataError, Loader, RandomAffine, hold_out, load_dataset
 from model import Net, count_parameters
 
 DEFAULT = {
@@ -55,8 +55,11 @@ class RunError(Exception):
 # Training: functions that return numbers and print nothing.
 
 
-def fit(model, train_loader, test_loader, config, precision):
-    """Train for config["epochs"] epochs; yields after each of them what metrics.json says of it."""
+def fit(model, train_loader, eval_loader, split, config, precision):
+    """Train for config["epochs"] epochs; yields after each of them what metrics.json says of it.
+
+    `split`, "test" or "holdout", names what `eval_loader` holds.
+    """
     optimizer = make_optimizer(model, config)
     scheduler = make_scheduler(optimizer, config, len(train_loader))
     for epoch in range(1, config["epochs"] + 1):
@@ -69,14 +72,14 @@ def fit(model, train_loader, test_loader, config, precision):
                 model, train_loader, optimizer, scheduler, config, precision, bar
             )
             seconds = synchronized_time(train_loader.images.device) - start
-        test_loss, test_accuracy = evaluate(model, test_loader, precision)
+        loss, accuracy = evaluate(model, eval_loader, precision)
         yield {
             "epoch": epoch,
             "lr": lr,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
+            f"{split}_loss": loss,
+            f"{split}_accuracy": accuracy,
             "seconds": round(seconds, 3),
         }
 
@@ -209,9 +212,12 @@ def run(args):
     start = time.perf_counter()
     device = choose_device(args.device)
     dataset = load_dataset(args.dataset, args.data_dir).to(device)
-    train_count, test_count = len(dataset.train_images), len(dataset.test_images)
-    if args.batch_size > train_count:
-        raise RunError(f"--batch-size {args.batch_size}: expected at most {train_count}, the training images there are")
+    split, eval_images, eval_labels = "test", dataset.test_images, dataset.test_labels
+    if args.holdout is not None:
+        dataset, eval_images, eval_labels = hold_out(dataset, args.holdout, args.seed)
+        split = "holdout"
+    if args.batch_size > len(dataset.train_images):
+        raise RunError(f"--batch-size {args.batch_size}: expected at most {len(dataset.train_images)} training images")
     config = {name: getattr(args, name) for name in DEFAULT}
     folder = create_run_folder(args.out, args.seed)
 
@@ -223,7 +229,7 @@ def run(args):
     model = new_model()
     augment = RandomAffine(args.rotation, args.translate, args.scale, args.shear)
     train_loader = Loader(dataset.train_images, dataset.train_labels, args.batch_size, shuffle=True, augment=augment)
-    test_loader = Loader(dataset.test_images, dataset.test_labels, 1000, shuffle=False)
+    eval_loader = Loader(eval_images, eval_labels, 1000, shuffle=False)
     metrics = {
         "dataset": dataset.name,
         "seed": args.seed,
@@ -232,9 +238,10 @@ def run(args):
         "precision": precision,
         "torch": torch.__version__,
         "config": config,
+        "holdout": args.holdout,
         "epochs": [],
-        "best_test_accuracy": None,
-        "final_test_accuracy": None,
+        f"best_{split}_accuracy": None,
+        f"final_{split}_accuracy": None,
         "target": args.target,
         "target_epoch": None,
         "train_seconds": 0.0,
@@ -253,69 +260,72 @@ def run(args):
         write_json(folder / "metrics.json", metrics)
 
     log(f"Run: {folder}, seed {args.seed}")
-    log(f"Data: {dataset.name}, {train_count} training and {test_count} test images")
+    held = f", {len(eval_images)} held-out" if args.holdout else ""
+    log(f"Data: {dataset.name}, {len(dataset.train_images)} training{held} and {len(dataset.test_images)} test images")
     log(f"Model: {metrics['params']} parameters")
     log(f"Device: {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {precision} ({why})")
     write_metrics()
     try:
-        for epoch in fit(model, train_loader, test_loader, config, precision):
-            is_best = record_epoch(metrics, epoch)
+        for epoch in fit(model, train_loader, eval_loader, split, config, precision):
+            is_best = record_epoch(metrics, epoch, split)
             save_checkpoint(folder / "last.pt", model, metrics)
             if is_best:
                 save_checkpoint(folder / "best.pt", model, metrics)
             write_metrics()
-            for line in epoch_lines(epoch, args.epochs, test_count):
-                log(line)
+            log(
+                f"Epoch {epoch['epoch']}/{args.epochs}: Train loss: {epoch['train_loss']:.4f}, "
+                f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
+            )
+            log(evaluation_line(split, epoch[f"{split}_loss"], epoch[f"{split}_accuracy"], len(eval_images)))
             if metrics["target_epoch"] is not None and args.target < 100:
                 break
     except KeyboardInterrupt:
         log(f"Interrupted; the {len(metrics['epochs'])} finished epochs are in {folder}")
         raise
-    save_curves(folder / "curves.png", metrics, args.show)
-    write_metrics()
-    for line in summary_lines(metrics):
+    save_curves(folder / "curves.png", metrics, split, args.show)
+    for line in summary_lines(metrics, split):
         log(line)
+    if args.holdout:
+        # The one look at the test set, with the weights that the held-out images chose.
+        model.load_state_dict(torch.load(folder / "best.pt", weights_only=True)["model"])
+        test_loader = Loader(dataset.test_images, dataset.test_labels, 1000, shuffle=False)
+        loss, accuracy = evaluate(model, test_loader, precision)
+        metrics["test_loss"], metrics["test_accuracy"] = loss, accuracy
+        log(evaluation_line("test", loss, accuracy, len(dataset.test_images)))
+    write_metrics()
+    memory = f", peak memory {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else ""
+    log(f"Training time: {metrics['train_seconds']:.1f} s, in total {metrics['total_seconds']:.1f} s{memory}")
 
 
-def record_epoch(metrics, epoch):
-    """Enter the record `epoch` into `metrics`; returns whether it is the best so far."""
-    accuracy = epoch["test_accuracy"]
-    is_best = not metrics["epochs"] or accuracy > metrics["best_test_accuracy"]
+def record_epoch(metrics, epoch, split):
+    """Enter the record `epoch` into `metrics`; returns whether it is the best so far on `split`."""
+    accuracy = epoch[f"{split}_accuracy"]
+    is_best = not metrics["epochs"] or accuracy > metrics[f"best_{split}_accuracy"]
     metrics["epochs"].append(epoch)
-    metrics["final_test_accuracy"] = accuracy
+    metrics[f"final_{split}_accuracy"] = accuracy
     metrics["train_seconds"] = round(metrics["train_seconds"] + epoch["seconds"], 3)
     if is_best:
-        metrics["best_test_accuracy"] = accuracy
+        metrics[f"best_{split}_accuracy"] = accuracy
     if metrics["target_epoch"] is None and metrics["target"] is not None and accuracy >= metrics["target"]:
         metrics["target_epoch"] = epoch["epoch"]
     return is_best
 
 
-def epoch_lines(epoch, epochs, test_count):
-    """The two lines of the log for the record `epoch`."""
-    correct = round(epoch["test_accuracy"] * test_count / 100)
-    yield (
-        f"Epoch {epoch['epoch']}/{epochs}: Train loss: {epoch['train_loss']:.4f}, "
-        f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
-    )
-    yield (
-        f"Test set: Average loss: {epoch['test_loss']:.4f}, "
-        f"Accuracy: {correct}/{test_count} ({epoch['test_accuracy']:.2f}%)"
-    )
+def evaluation_line(split, loss, accuracy, count):
+    correct = round(accuracy * count / 100)
+    return f"{split.capitalize()} set: Average loss: {loss:.4f}, Accuracy: {correct}/{count} ({accuracy:.2f}%)"
 
 
-def summary_lines(metrics):
-    """The closing lines of the log."""
-    epochs, target = metrics["epochs"], metrics["target"]
-    best = max(epochs, key=lambda epoch: epoch["test_accuracy"])
+def summary_lines(metrics, split):
+    """The closing lines of the log about `split`."""
+    epochs, target, accuracy = metrics["epochs"], metrics["target"], f"{split}_accuracy"
+    best = max(epochs, key=lambda epoch: epoch[accuracy])
     yield f"Parameters: {metrics['params']}"
-    yield f"Best test accuracy: {best['test_accuracy']:.2f}% (epoch {best['epoch']})"
-    yield f"Final test accuracy: {metrics['final_test_accuracy']:.2f}% (epoch {epochs[-1]['epoch']})"
+    yield f"Best {split} accuracy: {best[accuracy]:.2f}% (epoch {best['epoch']})"
+    yield f"Final {split} accuracy: {epochs[-1][accuracy]:.2f}% (epoch {epochs[-1]['epoch']})"
     if target is not None:
         met = metrics["target_epoch"]
         yield f"Target {target:.2f}%: " + (f"met at epoch {met}" if met else f"not met in {len(epochs)} epochs")
-    memory = f", peak memory {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else ""
-    yield f"Training time: {metrics['train_seconds']:.1f} s, in total {metrics['total_seconds']:.1f} s{memory}"
 
 
 def peak_memory_mb():
@@ -367,7 +377,7 @@ def save_checkpoint(path, model, metrics):
     os.replace(temporary, path)
 
 
-def save_curves(path, metrics, show=False):
+def save_curves(path, metrics, split, show=False):
     """Draw loss and accuracy over the epochs into the PNG `path`; in a window too if `show`."""
     import matplotlib
 
@@ -378,9 +388,9 @@ def save_curves(path, metrics, show=False):
     epochs = [epoch["epoch"] for epoch in metrics["epochs"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axes, quantity, unit in ((left, "loss", ""), (right, "accuracy", " (%)")):
-        for split in ("train", "test"):
-            values = [epoch[f"{split}_{quantity}"] for epoch in metrics["epochs"]]
-            axes.plot(epochs, values, marker="o", label=split)
+        for name in ("train", split):
+            values = [epoch[f"{name}_{quantity}"] for epoch in metrics["epochs"]]
+            axes.plot(epochs, values, marker="o", label=name)
         axes.set(xlabel="epoch", ylabel=quantity + unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
@@ -493,6 +503,13 @@ def parse_args(argv=None):
         "--data-dir",
         metavar="DIR",
         help="look for MNIST-format files only there; else ./data, ../shared/mnist, download",
+    )
+    add(
+        group,
+        "--holdout",
+        type=number(int, 1, 1_000_000),
+        metavar="N",
+        help="hold N training images out; stop and choose the best epoch by them, look at the test set once at the end",
     )
     add(group, "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train")
     add(
