@@ -1,10 +1,11 @@
 """Train recipes many times with different seeds; report means over all runs, never the best one.
 
-    python benchmark.py default fast --runs 20 --seed 100 --out results/ours.json
-    python benchmark.py --table results/*.json
+    python benchmark.py default fast --runs 20 --seed 1000 --out results/ours.json
+    python benchmark.py net-11034 --runs 3 --out results/published.json       a published recipe
+    python benchmark.py --table results/*.json        the tables, and two pictures beside the first file
 
-Every run is a process of its own, `python train.py --recipe NAME --seed S --target none`, and is written to the
-file as soon as it is finished: the same command goes on where an interrupted one was.
+Every run is a process of its own, `python train.py --recipe NAME --seed S --target none` or `python published.py`,
+and is written to the file as soon as it is finished: the same command goes on where an interrupted one was.
 """
 
 import argparse
@@ -21,19 +22,34 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from published import PEERS, PUBLISHED
 from train import RECIPES, Parser, RunError, number, write_json
 
 TARGET = 99.4
+NAMES = ", ".join([*RECIPES, *PUBLISHED])
 HERE = Path(__file__).parent
 
 
-def train_once(recipe, seed, data_dir):
+def settings(recipe, loader):
+    """What the runs of `recipe` depend on, as it goes into the JSON."""
+    if recipe in RECIPES:
+        return RECIPES[recipe]
+    published = {name: value for name, value in PUBLISHED[recipe].items() if not callable(value)}
+    return json.loads(json.dumps({**published, "loader": loader}))
+
+
+def train_once(recipe, seed, data_dir, loader):
     """Train `recipe` in a process of its own: (what its metrics.json holds, seconds from start to exit)."""
+    if recipe in RECIPES:
+        command = ["train.py", "--recipe", recipe, "--target", "none"]
+    else:
+        command = ["published.py", recipe, "--loader", loader]
+    command[0] = str(HERE / command[0])
+    command += ["--seed", str(seed)] + (["--data-dir", str(data_dir)] if data_dir else [])
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, HERE / "train.py", "--recipe", recipe, "--seed", seed, "--target", "none"]
-        command += ["--out", Path(folder, "run")] + (["--data-dir", data_dir] if data_dir else [])
         start = time.perf_counter()
-        process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        command = [sys.executable, *command, "--out", str(Path(folder, "run"))]
+        process = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if process.returncode != 0:
             raise RunError(f"{recipe}, seed {seed}: {process.stderr.strip()}")
@@ -54,8 +70,8 @@ def describe_machine():
     }
 
 
-def new_result(recipe):
-    return {"recipe": recipe, "params": None, "config": RECIPES[recipe], **describe_machine(), "runs": []}
+def new_result(recipe, loader="torchvision"):
+    return {"recipe": recipe, "params": None, "config": settings(recipe, loader), **describe_machine(), "runs": []}
 
 
 def add_run(result, metrics, process_seconds):
@@ -121,10 +137,59 @@ def table(results):
         interval = "–" if s["ci95"] is None else f"{s['ci95'][0]:.3f} to {s['ci95'][1]:.3f}"
         to_target = "–" if s["first_epoch"] is None else f"{s['seconds_to_target']:.1f}"
         yield (
-            f"| {result['recipe']} | {result['params']:,} | {s['epochs']} | {s['n']} | {s['mean']:.3f}{std} "
+            f"| {name_of(result)} | {result['params']:,} | {s['epochs']} | {s['n']} | {s['mean']:.3f}{std} "
             f"| {interval} | {s['min']:.2f} | {s['reached']} of {s['n']} | {s['first_epoch'] or '–'} "
             f"| {s['seconds_per_epoch']:.1f} | {to_target} | {s['total_seconds']:.1f} | {s['peak_memory_mb']:.0f} |"
         )
+
+
+def name_of(result):
+    return result["recipe"] + (" (fast loader)" if result["config"].get("loader") == "fast" else "")
+
+
+def draw(results, folder):
+    """Two pictures in `folder`: accuracy over training seconds (one machine), and accuracy over parameters."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for result in results:
+        runs = result["runs"]
+        means = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
+        per_epoch = summarise(runs)["seconds_per_epoch"]
+        seconds = [per_epoch * epoch for epoch in range(1, len(means) + 1)]
+        style = "o-" if result["recipe"] in RECIPES else "s:"
+        axes.plot(seconds, means, style, markersize=4, label=f"{name_of(result)} (n = {len(runs)})")
+    axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
+    axes.set(xscale="log", ylim=(98.5, 99.8), xlabel="training seconds", ylabel="mean test accuracy (%)")
+    axes.set_title("After every epoch, mean over n runs")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(folder / "accuracy_over_seconds.png", dpi=120)
+    plt.close(figure)
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for params, best in PEERS.values():
+        axes.plot(params, best, "x", color="grey")
+    axes.plot([], [], "x", color="grey", label="published elsewhere: best epoch of one run")
+    for result in results:
+        s = summarise(result["runs"])
+        ours = result["recipe"] in RECIPES
+        spread = s["std"] or 0
+        axes.errorbar(result["params"], s["mean"], yerr=spread, fmt="o" if ours else "s", color="C0" if ours else "C1")
+        axes.annotate(
+            name_of(result), (result["params"], s["mean"]), textcoords="offset points", xytext=(6, 4), fontsize=8
+        )
+    axes.errorbar([], [], fmt="o", color="C0", label="this project: final epoch, mean ± std")
+    axes.errorbar([], [], fmt="s", color="C1", label="published recipes, trained here: final epoch, mean ± std")
+    axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
+    axes.set(xlim=(0, 21_000), xlabel="parameters", ylabel="test accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(folder / "accuracy_over_parameters.png", dpi=120)
+    plt.close(figure)
 
 
 def read_results(path):
@@ -140,9 +205,8 @@ def read_results(path):
     return results
 
 
-def open_results(path, recipes, seeds):
-    """Results to go on with: those in the file if it fits what is asked for, else new ones; RunError if mixed."""
-    new = [new_result(recipe) for recipe in recipes]
+def open_results(path, new, seeds):
+    """Results to go on with: those in the file, or `new` where there is none; RunError if the file is of others."""
     if not path.exists():
         return new
     old = read_results(path)
@@ -163,11 +227,11 @@ def open_results(path, recipes, seeds):
 def run_benchmark(args):
     """Train what `args` ask for and is not yet in the file, then print the table."""
     path, seeds = Path(args.out), range(args.seed, args.seed + args.runs)
-    results = open_results(path, args.recipes, seeds)
+    results = open_results(path, [new_result(recipe, args.loader) for recipe in args.recipes], seeds)
     missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
     path.parent.mkdir(parents=True, exist_ok=True)
     for seed, result in tqdm(missing, unit="run", disable=None):
-        add_run(result, *train_once(result["recipe"], seed, args.data_dir))
+        add_run(result, *train_once(result["recipe"], seed, args.data_dir, args.loader))
         write_json(path, results)
     print("\n".join(table(results)))
 
@@ -179,18 +243,24 @@ def parse_args(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipes", nargs="*", metavar="NAME", help=f"one or more of {', '.join(RECIPES)}")
+    parser.add_argument("recipes", nargs="*", metavar="NAME", help=f"one or more of {NAMES}")
     parser.add_argument("--runs", type=number(int, 1, 100_000), metavar="N", help="runs of each recipe")
     parser.add_argument("--seed", type=number(int, 0, 2**62), default=0, metavar="S", help="first seed (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="JSON file to write, or to go on with")
     parser.add_argument("--data-dir", metavar="DIR", help="as for train.py")
+    parser.add_argument(
+        "--loader",
+        choices=("torchvision", "fast"),
+        default="torchvision",
+        help="for the published recipes: their own loader, or this project's (default: %(default)s)",
+    )
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of finished files, train nothing")
     args = parser.parse_args(argv)
     if args.table is None:
-        unknown = [name for name in args.recipes if name not in RECIPES]
+        unknown = [name for name in args.recipes if name not in {**RECIPES, **PUBLISHED}]
         if unknown or not args.recipes:
             found = ", ".join(unknown) or "no recipe"
-            parser.error(f"NAME: found {found}, expected one or more of {', '.join(RECIPES)}")
+            parser.error(f"NAME: found {found}, expected one or more of {NAMES}")
         if args.runs is None or args.out is None:
             parser.error("--runs N and --out FILE are needed to train")
     return args
@@ -201,7 +271,9 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         if args.table:
-            print("\n".join(table([result for path in args.table for result in read_results(path)])))
+            results = [result for path in args.table for result in read_results(path)]
+            print("\n".join(table(results)))
+            draw(results, Path(args.table[0]).parent)
         else:
             run_benchmark(args)
     except RunError as error:

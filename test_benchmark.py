@@ -25,7 +25,7 @@ def trained(monkeypatch):
     """(recipe, seed) of every run that the benchmark asks for; the first one with seed 3 is interrupted."""
     asked, interrupted = [], []
 
-    def train_once(recipe, seed, data_dir):
+    def train_once(recipe, seed, data_dir, loader):
         asked.append((recipe, seed))
         if seed == 3 and not interrupted:
             interrupted.append(True)
@@ -73,6 +73,23 @@ def test_an_interrupted_benchmark_goes_on(tmp_path, trained, capsys):
     )
 
 
+def test_published_recipes_are_marked_with_their_loader(tmp_path, trained, capsys):
+    assert run("net-9720", "--runs", 1, "--loader", "fast", "--out", tmp_path / "published.json") == 0
+    assert "| net-9720 (fast loader) | 1,000 |" in capsys.readouterr().out
+    assert run("net-9720", "--runs", 1, "--out", tmp_path / "published.json") == 2
+    assert "another config" in capsys.readouterr().err
+
+
+def test_table_and_pictures(tmp_path, trained, capsys):
+    for name in ("default", "net-9720"):
+        assert run(name, "--runs", 2, "--out", tmp_path / f"{name}.json") == 0
+    capsys.readouterr()
+    assert run("--table", tmp_path / "default.json", tmp_path / "net-9720.json") == 0
+    assert capsys.readouterr().out.count("\n") == 4
+    for name in ("accuracy_over_seconds.png", "accuracy_over_parameters.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_other_runs_are_never_mixed_or_overwritten(tmp_path, trained, capsys, monkeypatch):
     out = tmp_path / "results.json"
     assert run("default", "--runs", 1, "--out", out) == 0
@@ -113,7 +130,7 @@ def test_bad_input(argv, expected, capsys):
 
 def test_train_once_returns_what_the_run_wrote(mnist_dir):
     """The one real process here, on few images."""
-    metrics, seconds = benchmark.train_once("fast", 7, mnist_dir)
+    metrics, seconds = benchmark.train_once("fast", 7, mnist_dir, "torchvision")
     assert metrics["dataset"] == "small (MNIST format)" and metrics["seed"] == 7 and metrics["target"] is None
     assert metrics["config"] == benchmark.RECIPES["fast"]
     assert metrics["total_seconds"] < seconds and metrics["peak_memory_mb"] > 100
@@ -121,4 +138,4 @@ def test_train_once_returns_what_the_run_wrote(mnist_dir):
 
 def test_a_run_that_fails_is_named(tmp_path):
     with pytest.raises(benchmark.RunError, match="fast, seed 7: .*does not exist"):
-        benchmark.train_once("fast", 7, tmp_path / "missing")
+        benchmark.train_once("fast", 7, tmp_path / "missing", "torchvision")

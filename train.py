@@ -55,13 +55,11 @@ class RunError(Exception):
 # Training: functions that return numbers and print nothing.
 
 
-def fit(model, train_loader, eval_loader, split, config, precision):
+def fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision):
     """Train for config["epochs"] epochs; yields after each of them what metrics.json says of it.
 
     `split`, "test" or "holdout", names what `eval_loader` holds.
     """
-    optimizer = make_optimizer(model, config)
-    scheduler = make_scheduler(optimizer, config, len(train_loader))
     for epoch in range(1, config["epochs"] + 1):
         # disable=None: no bar where the output is no terminal
         with tqdm(
@@ -92,6 +90,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, config, precision, bar)
     """
     model.train()
     device = loader.images.device
+    total_steps = config["epochs"] * len(loader)
     pending = []  # (step, learning rate, loss) since the last look: losses stay on the device until then
     correct = torch.zeros((), dtype=torch.int64, device=device)
     total_loss, seen = 0.0, 0
@@ -104,7 +103,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, config, precision, bar)
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
-        if scheduler.last_epoch >= config["augment_until"] * scheduler.total_steps:
+        if scheduler.last_epoch >= config["augment_until"] * total_steps:
             loader.augment = None
 
         seen += len(labels)
@@ -112,7 +111,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, config, precision, bar)
         pending.append((scheduler.last_epoch, lr, loss.detach() * len(labels)))
         bar.update()
         if len(pending) == 25 or seen == len(loader.images):
-            total_loss += sum_of_losses(pending, scheduler.total_steps)
+            total_loss += sum_of_losses(pending, total_steps)
             pending = []
             accuracy = 100 * correct.item() / seen
             bar.set_postfix_str(f"loss={total_loss / seen:.4f}, acc={accuracy:.2f}%, lr={lr:.4f}")
@@ -230,6 +229,8 @@ def run(args):
     augment = RandomAffine(args.rotation, args.translate, args.scale, args.shear)
     train_loader = Loader(dataset.train_images, dataset.train_labels, args.batch_size, shuffle=True, augment=augment)
     eval_loader = Loader(eval_images, eval_labels, 1000, shuffle=False)
+    optimizer = make_optimizer(model, config)
+    scheduler = make_scheduler(optimizer, config, len(train_loader))
     metrics = {
         "dataset": dataset.name,
         "seed": args.seed,
@@ -266,7 +267,7 @@ def run(args):
     log(f"Device: {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {precision} ({why})")
     write_metrics()
     try:
-        for epoch in fit(model, train_loader, eval_loader, split, config, precision):
+        for epoch in fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision):
             is_best = record_epoch(metrics, epoch, split)
             save_checkpoint(folder / "last.pt", model, metrics)
             if is_best:
