@@ -35,12 +35,12 @@ class Net(nn.Module):
     def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
-        self.blocks = nn.Sequential(  # (N, 1, 28, 28)
-            ConvBlock(1, c1, kernel_size=5, pool=True),  # (N, c1, 12, 12)
-            ConvBlock(c1, c2, padding=1),  # (N, c2, 12, 12)
-            ConvBlock(c2, c3, pool=True),  # (N, c3, 5, 5)
-            ConvBlock(c3, c4, padding=1),  # (N, c4, 5, 5)
-            ConvBlock(c4, c5),  # (N, c5, 3, 3)
+        self.blocks = nn.Sequential(  # (N, 1, 24, 24)
+            ConvBlock(1, c1, kernel_size=5, pool=True),  # (N, c1, 10, 10)
+            ConvBlock(c1, c2, padding=1),  # (N, c2, 10, 10)
+            ConvBlock(c2, c3, pool=True),  # (N, c3, 4, 4)
+            ConvBlock(c3, c4, padding=1),  # (N, c4, 4, 4)
+            ConvBlock(c4, c5, padding=1),  # (N, c5, 4, 4)
         )
         self.gap = nn.AdaptiveAvgPool2d(1)  # (N, c5, 1, 1)
         self.dropout = nn.Dropout(dropout)
@@ -48,6 +48,7 @@ class Net(nn.Module):
         self.classifier = nn.Linear(c5, 10)
 
     def forward(self, images):
+        images = images[:, :, 2:-2, 2:-2]  # (N, 1, 24, 24): the margin is empty, and would cost a third of the time
         features = self.gap(self.blocks(images)).flatten(1)  # (N, c5)
         return self.classifier(self.dropout(features))  # (N, 10)
 

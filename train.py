@@ -156,7 +156,7 @@ def make_optimizer(model, config):
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": weights, "weight_decay": config["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=config["lr"], momentum=config["momentum"], nesterov=True)
+    return torch.optim.SGD(groups, lr=config["lr"], momentum=config["momentum"], nesterov=True, fused=True)
 
 
 def make_scheduler(optimizer, config, batches):
