@@ -22,8 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from options import RECIPES, Parser, number
 from published import PEERS, PUBLISHED
-from train import RECIPES, Parser, RunError, number, write_json
+from record import RunError, write_json
 
 TARGET = 99.4
 NAMES = ", ".join([*RECIPES, *PUBLISHED])
@@ -52,7 +53,9 @@ def train_once(recipe, seed, data_dir, loader):
         process = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if process.returncode != 0:
-            raise RunError(f"{recipe}, seed {seed}: {process.stderr.strip()}")
+            raise RunError(
+                f"{recipe}, seed {seed}: {(process.stderr.strip() or str(process.returncode)).splitlines()[-1]}"
+            )
         return json.loads(Path(folder, "run", "metrics.json").read_text()), seconds
 
 
@@ -99,7 +102,7 @@ def add_run(result, metrics, process_seconds):
 
 def summarise(runs):
     """Mean, sample standard deviation, 95% confidence interval of the mean (Student's t), and more."""
-    from scipy.stats import t
+    from scipy.stats import t  # scipy comes with scikit-learn
 
     finals = [run["final_test_accuracy"] for run in runs]
     n, mean = len(finals), statistics.fmean(finals)
@@ -280,7 +283,7 @@ def main(argv=None):
         print(f"benchmark.py: error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"benchmark.py: error: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"benchmark.py: error: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("benchmark.py: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)

@@ -11,6 +11,16 @@ def idx_bytes(array):
 
 
 @pytest.fixture
+def one_thread(monkeypatch):
+    """Small nets train faster on one thread, many times so where other processes want the cores too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def mnist_dir(tmp_path):
     """A folder with a small random data set in MNIST's format."""
     generator = torch.Generator().manual_seed(0)

@@ -3,8 +3,10 @@
 Images are uint8 (N, 1, 28, 28) and labels int64 (N,), both on the training device from start to end.
 """
 
+import contextlib
 import gzip
 import hashlib
+import http.client
 import math
 import os
 import socket
@@ -61,7 +63,7 @@ def load_dataset(name="mnist", data_dir=None):
     """
     if name == "digits":
         return load_digits_28x28()
-    mnist_class = import_torchvision_mnist()
+    mnist_class = import_torchvision_mnist()  # also where nothing is to be downloaded: a broken install shows at once
     return load_idx_files(find_files(data_dir) or download(mnist_class, Path("data")))
 
 
@@ -107,8 +109,8 @@ def import_torchvision_mnist():
             found = "none"
         raise DataError(
             f"torchvision cannot be imported: found torch {torch.__version__} and torchvision {found} "
-            f"({str(error).splitlines()[0]}); the two must be released together: "
-            "pip install --upgrade torch torchvision"
+            f"({first_line(error)}); the two must be released together: "
+            "pip install --upgrade --force-reinstall torch torchvision"
         ) from error
     return MNIST
 
@@ -148,22 +150,32 @@ def download(mnist_class, folder):
     raw = folder / "MNIST" / "raw"
     try:
         raw.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{raw} cannot be written: {first_line(error)}; name a folder with MNIST by --data-dir"
+        ) from error
+    try:
         # Into a folder of its own first: an interrupted or doubled download leaves no half files behind.
         with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as temporary:
             socket.setdefaulttimeout(30)  # a network that swallows packets must not hang the download
             mnist_class(temporary, download=True)
             for name in FILES:
                 os.replace(Path(temporary, "MNIST", "raw", name), raw / name)
-    except (OSError, RuntimeError) as error:
-        for empty in (raw, raw.parent, folder):
-            if empty.is_dir() and not any(empty.iterdir()):
-                empty.rmdir()
-        reason = str(error).strip().splitlines()[-1]
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DownloadError(
             f"no MNIST in {' or '.join(DEFAULT_FOLDERS)}, and no download from {' or '.join(mnist_class.mirrors)} "
-            f"({reason}); put {', '.join(FILES)} into {raw}, or train without a network by --dataset digits"
+            f"({first_line(error)}); put {', '.join(FILES)} into {raw}, or train without a network by --dataset digits"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.removedirs(raw)  # only what is empty
     return [raw / name for name in FILES]
+
+
+def first_line(error):
+    """The message of an exception as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def load_idx_files(paths):

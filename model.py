@@ -3,7 +3,6 @@
 python model.py        prints the layer table
 """
 
-import torch
 from torch import nn
 
 
@@ -61,5 +60,4 @@ def count_parameters(model):
 if __name__ == "__main__":
     from torchsummary import summary
 
-    torch.manual_seed(0)
     summary(Net(), (1, 28, 28), device="cpu")

@@ -18,17 +18,9 @@ from torch.utils.data import DataLoader, Subset
 
 from data import MEAN, STD, DataError, Loader, RandomAffine, find_files, import_torchvision_mnist, load_dataset
 from model import count_parameters
-from train import (
-    Parser,
-    RunError,
-    choose_device,
-    create_run_folder,
-    fit,
-    number,
-    peak_memory_mb,
-    record_epoch,
-    write_json,
-)
+from options import Parser, number
+from record import RunError, create_run_folder, peak_memory_mb, record_epoch, write_json
+from train import choose_device, fit
 
 
 def conv_relu_bn(c_in, c_out, dropout, padding=1, bias=True):
@@ -152,7 +144,6 @@ COMMON = {
     "one_cycle": None,  # else a constant learning rate
     "label_smoothing": 0.0,
     "affine": None,  # or degrees, translate, scale, shear
-    "augment_until": 1.0,
     "held_out": 0,  # training images kept apart by a split with seed 42
 }
 PUBLISHED = {
@@ -213,8 +204,6 @@ PEERS = {
 class TorchvisionLoader(DataLoader):
     """torchvision's MNIST through the ordinary DataLoader and PIL transforms, with what `fit` asks of a loader."""
 
-    augment = None  # the transforms do it
-
     def __init__(self, root, index, images, config):
         from torchvision import transforms
 
@@ -249,7 +238,12 @@ def run(args):
         augment = RandomAffine(*config["affine"]) if config["affine"] else None
         train_loader = Loader(images, labels, config["batch_size"], shuffle=True, augment=augment)
     else:
-        train_loader = TorchvisionLoader(find_files(args.data_dir)[0].parents[2], index, images, config)
+        raw = find_files(args.data_dir)[0].parent
+        if raw.parts[-2:] != ("MNIST", "raw"):
+            raise RunError(
+                f"--data-dir: found the files in {raw}, expected them in MNIST/raw, as torchvision needs them"
+            )
+        train_loader = TorchvisionLoader(raw.parents[1], index, images, config)
     test_loader = Loader(dataset.test_images, dataset.test_labels, 1000, shuffle=False)
     optimizer = config["optimizer"](model.parameters())
     if config["one_cycle"]:
@@ -299,6 +293,9 @@ def main(argv=None):
     except (DataError, RunError) as error:
         print(f"published.py: error: {error}", file=sys.stderr)
         return error.exit_code
+    except FloatingPointError as error:
+        print(f"published.py: error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("published.py: interrupted", file=sys.stderr)
         return 130

@@ -6,6 +6,8 @@ import pytest
 
 import benchmark
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def metrics(seed, *accuracies):
     epochs = [{"test_accuracy": accuracy, "seconds": 2.0} for accuracy in accuracies]

@@ -8,6 +8,8 @@ import torch
 import published
 from model import count_parameters
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize("name", published.PUBLISHED)
 def test_parameter_counts_and_logits(name):

@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import http.server
+import itertools
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +23,18 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine as affine_one_by_one
 
 import data
+import record
 import train
 from model import Net
+from options import DEFAULT
+from record import RUN_FILES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 ROOT = Path(__file__).parent
 DIGITS = ["--dataset", "digits", "--batch-size", "64", "--widths", "4", "4", "4", "4", "4"]
+DIGITS += ["--device", "cpu", "--precision", "fp32"]
 
 
 def run(*argv):
@@ -145,11 +154,55 @@ def test_data_dir_layouts(mnist_dir, layout, packed):
     assert all(torch.equal(a, b) for a, b in zip(expected[1:], loaded[1:]))
 
 
+def test_data_is_looked_for_in_data_then_in_shared(mnist_dir, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert data.find_files() is None
+    shared = shutil.copytree(mnist_dir, tmp_path / "shared" / "mnist" / "MNIST" / "raw")
+    assert data.find_files()[0].resolve() == shared / data.FILES[0]
+    own = shutil.copytree(mnist_dir, work / "data")
+    assert data.find_files()[0].resolve() == own / data.FILES[0]
+    (own / data.FILES[2]).unlink()
+    assert data.find_files()[0].resolve() == shared / data.FILES[0]
+
+
+def test_a_run_shuffles_train_only_and_trains_in_training_mode(tmp_path, monkeypatch):
+    loaders, modes = {}, []
+    forward = Net.forward
+
+    class Recorder(data.Loader):
+        def __init__(self, images, *args, **options):
+            super().__init__(images, *args, **options)
+            loaders[len(images)] = options["shuffle"]
+
+    monkeypatch.setattr(train, "Loader", Recorder)
+    monkeypatch.setattr(Net, "forward", lambda self, x: modes.append((self.training, len(x))) or forward(self, x))
+    assert run(*DIGITS, "--epochs", 2, "--target", "none", "--out", tmp_path / "run") == 0
+    assert loaders == {1437: True, 360: False}
+    assert all(training == (count != 360) for training, count in modes) and len(modes) == 2 * (23 + 1)
+
+
+@pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.5, "bf16"), (0.9, "fp32"), (5.0, "fp32")])
+def test_precision_is_bf16_only_where_it_is_much_faster(monkeypatch, bf16_seconds, expected):
+    clock = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, bf16_seconds]))  # start and end, fp32 then bf16
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
+    precision, why = train.choose_precision("auto", torch.device("cpu"), Net())
+    assert precision == expected and why == f"bf16 takes {bf16_seconds:.2f} times as long"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_flag_forces_the_precision(precision, tmp_path):
+    assert run(*DIGITS, "--epochs", 1, "--precision", precision, "--out", tmp_path / "run") == 0
+    assert read_metrics(tmp_path / "run")["precision"] == precision
+    assert f"{precision} (as asked for)" in (tmp_path / "run" / "log.txt").read_text()
+
+
 # Schedule and early stop
 
 
 def test_schedule_peaks_at_the_maximum_and_ends_near_zero():
-    config = {**train.DEFAULT, "epochs": 3, "lr": 0.7}
+    config = {**DEFAULT, "epochs": 3, "lr": 0.7}
     optimizer = train.make_optimizer(Net(), config)
     scheduler = train.make_scheduler(optimizer, config, batches=50)
     rates = []
@@ -163,6 +216,18 @@ def test_schedule_peaks_at_the_maximum_and_ends_near_zero():
     assert rates[-1] < 0.7 / 1000
     with pytest.raises(ValueError):  # exactly as many steps as batches
         scheduler.step()
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.3), (2, 0.5), (3, 1 / 3), (4, 0.25), (10, 0.1), (100, 0.01)])
+def test_schedule_of_very_short_runs(steps, warmup):
+    config = {**DEFAULT, "epochs": 1, "warmup": warmup}
+    optimizer = train.make_optimizer(Net(), config)
+    scheduler = train.make_scheduler(optimizer, config, steps)
+    for _ in range(steps):
+        rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+    assert 0 < rate < config["lr"] / 1000
 
 
 def test_one_step_per_batch_and_decay_on_weights_only(tmp_path, monkeypatch):
@@ -183,6 +248,9 @@ def test_the_last_part_of_the_run_is_not_augmented(tmp_path, monkeypatch):
     assert run(*DIGITS, "--epochs", 4, "--augment-until", 0.6, "--out", tmp_path / "run") == 0
     batches = math.ceil(1437 / 64)
     assert len(augmented) == math.ceil(0.6 * 4 * batches)
+    augmented.clear()
+    assert run(*DIGITS, "--epochs", 1, "--augment-until", 0, "--out", tmp_path / "plain") == 0
+    assert augmented == []
 
 
 @pytest.mark.parametrize(
@@ -249,7 +317,7 @@ def test_full_run_as_a_user_sees_it(tmp_path):
     assert result.returncode == 0 and result.stderr == ""  # no bar where there is no terminal
     [folder] = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-seed3", folder.name)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(train.RUN_FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(RUN_FILES)
     assert (folder / "log.txt").read_text() == result.stdout
     lines = re.findall(
         r"^Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/360 \((\d+\.\d\d)%\)$", result.stdout, re.M
@@ -284,8 +352,8 @@ def test_the_same_seed_gives_the_same_digits(tmp_path):
 
 def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.time, "strftime", lambda _: "20260101-000000")
-    folders = [train.create_run_folder(None, 0) for _ in range(3)]
+    monkeypatch.setattr(record.time, "strftime", lambda _: "20260101-000000")
+    folders = [record.create_run_folder(None, 0) for _ in range(3)]
     assert len(set(folders)) == 3
 
 
@@ -305,8 +373,17 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch
         return forward(self, images) * (math.nan if self.training and len(calls) > 50 else 1)
 
     monkeypatch.setattr(Net, "forward", poisoned)
-    assert run(*DIGITS, "--epochs", 9, "--precision", "fp32", "--out", tmp_path / "run") == 2
-    assert re.search(r"error: the loss is nan at step \d+ of 207, learning rate 0\.\d+", capsys.readouterr().err)
+    assert run(*DIGITS, "--epochs", 9, "--out", tmp_path / "run") == 2
+    assert re.search(r"error: the loss is nan at step \d+, learning rate 0\.\d+", capsys.readouterr().err)
+    metrics = read_metrics(tmp_path / "run")
+    assert len(metrics["epochs"]) == torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_test_loss_that_is_not_finite_stops_too(tmp_path, monkeypatch, capsys):
+    losses = iter([0.5, 0.4, math.inf])
+    monkeypatch.setattr(train, "evaluate", lambda *args: (next(losses), 50.0))
+    assert run(*DIGITS, "--epochs", 5, "--out", tmp_path / "run") == 2
+    assert "error: the test loss is inf after epoch 3" in capsys.readouterr().err
     metrics = read_metrics(tmp_path / "run")
     assert len(metrics["epochs"]) == torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 2
 
@@ -314,9 +391,10 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch
 def test_ctrl_c_ends_with_code_130_and_the_metrics_so_far(tmp_path):
     command = [sys.executable, ROOT / "train.py", *DIGITS, "--epochs", "1000", "--out", tmp_path / "run"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while "Test set" not in process.stdout.readline():
-        pass
-    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if "Test set" in line:
+            process.send_signal(signal.SIGINT)
+            break
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in errors and "Traceback" not in errors
@@ -465,6 +543,6 @@ def test_torchvision_that_does_not_fit_torch(tmp_path, mnist_dir):
     for text in (
         message,
         f"found torch {torch.__version__} and torchvision ",
-        "pip install --upgrade torch torchvision",
+        "pip install --upgrade --force-reinstall torch torchvision",
     ):
         assert text in result.stderr

@@ -7,13 +7,9 @@
 Writes log.txt, metrics.json, curves.png, last.pt and best.pt into a folder of the run's own.
 """
 
-import argparse
-import json
 import math
-import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,38 +17,17 @@ from tqdm import tqdm
 
 from data import DataError, Loader, RandomAffine, hold_out, load_dataset
 from model import Net, count_parameters
-
-DEFAULT = {
-    "widths": [16, 16, 24, 32, 22],
-    "dropout": 0.05,
-    "epochs": 2,
-    "batch_size": 128,
-    "lr": 1.0,  # the peak of the one cycle
-    "warmup": 0.3,  # the part of the cycle that goes up
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "label_smoothing": 0.1,
-    "rotation": 8.0,  # degrees; this and the next three: uniform in ± the value, drawn for every image
-    "translate": 0.06,  # of the side
-    "scale": 0.08,
-    "shear": 4.0,  # degrees
-    "augment_until": 0.7,  # of the run; its last part trains on the images as they are
-}
-RECIPES = {
-    "default": DEFAULT,  # 99.4% for certain
-    "fast": {**DEFAULT, "epochs": 1, "batch_size": 64, "augment_until": 0.6},  # every image once
-    "best": {**DEFAULT, "epochs": 20},  # the most accurate
-}
-RUN_FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
-
-
-class RunError(Exception):
-    """A run that cannot start or go on; the message is one line that says what to do."""
-
-    exit_code = 2
-
-
-# Training: functions that return numbers and print nothing.
+from options import DEFAULT, parse_args
+from record import (
+    Record,
+    RunError,
+    create_run_folder,
+    draw_curves,
+    evaluation_line,
+    record_epoch,
+    save_checkpoint,
+    summary_lines,
+)
 
 
 def fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision):
@@ -67,10 +42,12 @@ def fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, p
         ) as bar:
             start = synchronized_time(train_loader.images.device)
             train_loss, train_accuracy, lr = train_one_epoch(
-                model, train_loader, optimizer, scheduler, config, precision, bar
+                model, train_loader, optimizer, scheduler, config["label_smoothing"], precision, bar
             )
             seconds = synchronized_time(train_loader.images.device) - start
         loss, accuracy = evaluate(model, eval_loader, precision)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the {split} loss is {loss} after epoch {epoch}, learning rate {lr:.4g}")
         yield {
             "epoch": epoch,
             "lr": lr,
@@ -82,7 +59,7 @@ def fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, p
         }
 
 
-def train_one_epoch(model, loader, optimizer, scheduler, config, precision, bar):
+def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, precision, bar):
     """Train on every batch of `loader` once; the scheduler steps with each batch, the tqdm `bar` shows it.
 
     Returns (mean loss, accuracy in percent, learning rate of the last batch).
@@ -90,7 +67,6 @@ def train_one_epoch(model, loader, optimizer, scheduler, config, precision, bar)
     """
     model.train()
     device = loader.images.device
-    total_steps = config["epochs"] * len(loader)
     pending = []  # (step, learning rate, loss) since the last look: losses stay on the device until then
     correct = torch.zeros((), dtype=torch.int64, device=device)
     total_loss, seen = 0.0, 0
@@ -98,32 +74,29 @@ def train_one_epoch(model, loader, optimizer, scheduler, config, precision, bar)
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config["label_smoothing"])
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
         loss.backward()
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
-        if scheduler.last_epoch >= config["augment_until"] * total_steps:
-            loader.augment = None
-
         seen += len(labels)
         correct += (logits.argmax(1) == labels).sum()
         pending.append((scheduler.last_epoch, lr, loss.detach() * len(labels)))
         bar.update()
         if len(pending) == 25 or seen == len(loader.images):
-            total_loss += sum_of_losses(pending, total_steps)
+            total_loss += sum_of_losses(pending)
             pending = []
             accuracy = 100 * correct.item() / seen
             bar.set_postfix_str(f"loss={total_loss / seen:.4f}, acc={accuracy:.2f}%, lr={lr:.4f}")
     return total_loss / seen, accuracy, lr
 
 
-def sum_of_losses(pending, total_steps):
-    """Sum of the losses in `pending`, a list of (step, learning rate, scalar tensor); all must be finite."""
+def sum_of_losses(pending):
+    """Sum of the losses in `pending`, a list of (step of the run, learning rate, scalar tensor); all must be finite."""
     values = torch.stack([loss for _, _, loss in pending]).tolist()
     for (step, lr, _), value in zip(pending, values):
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step} of {total_steps}, learning rate {lr:.4g}")
+            raise FloatingPointError(f"the loss is {value} at step {step}, learning rate {lr:.4g}")
     return sum(values)
 
 
@@ -161,11 +134,12 @@ def make_optimizer(model, config):
 
 def make_scheduler(optimizer, config, batches):
     """One cycle over all batches of the run: up to --lr, then down to nearly nothing (Smith, arXiv:1708.07120)."""
+    steps = config["epochs"] * batches
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config["lr"],
-        total_steps=config["epochs"] * batches,
-        pct_start=config["warmup"],
+        total_steps=steps,
+        pct_start=config["warmup"] if config["warmup"] * steps > 1 else 0.0,  # OneCycleLR can't rise in one step
         anneal_strategy="linear",
         cycle_momentum=False,
     )
@@ -182,13 +156,13 @@ def choose_device(requested):
     return torch.device(requested)
 
 
-def choose_precision(requested, device, model, batch_size):
-    """("fp32" or "bf16", why): bf16 autocast on a CPU only where a few training steps show it to be faster."""
+def choose_precision(requested, device, model):
+    """("fp32" or "bf16", why): bf16 autocast on a CPU only where a few training steps show it to be much faster."""
     if requested != "auto":
         return requested, "as asked for"
     if device.type != "cpu":
         return "fp32", f"the default on {device.type}"
-    images = torch.rand(batch_size, 1, 28, 28)
+    images = torch.rand(128, 1, 28, 28)
 
     def seconds(precision):
         start = time.perf_counter()
@@ -199,38 +173,43 @@ def choose_precision(requested, device, model, batch_size):
 
     times = [(seconds("fp32"), seconds("bf16")) for _ in range(4)]
     fp32, bf16 = (min(column) for column in zip(*times))
-    why = f"bf16 takes {bf16 / fp32:.2f} times as long"
-    return ("bf16", why) if bf16 < 0.9 * fp32 else ("fp32", why)
-
-
-# The run: what it prints and writes.
+    # The margin keeps the choice, and with it the figures of a seed, the same from run to run.
+    return "bf16" if bf16 < 0.8 * fp32 else "fp32", f"bf16 takes {bf16 / fp32:.2f} times as long"
 
 
 def run(args):
     """Train as `args` say and write the run's folder."""
     start = time.perf_counter()
+    config = {name: getattr(args, name) for name in DEFAULT}
     device = choose_device(args.device)
-    dataset = load_dataset(args.dataset, args.data_dir).to(device)
+    dataset = load_dataset(args.dataset, args.data_dir)
     split, eval_images, eval_labels = "test", dataset.test_images, dataset.test_labels
     if args.holdout is not None:
         dataset, eval_images, eval_labels = hold_out(dataset, args.holdout, args.seed)
         split = "holdout"
-    if args.batch_size > len(dataset.train_images):
-        raise RunError(f"--batch-size {args.batch_size}: expected at most {len(dataset.train_images)} training images")
-    config = {name: getattr(args, name) for name in DEFAULT}
-    folder = create_run_folder(args.out, args.seed)
+    train_count = len(dataset.train_images)
+    if args.batch_size > train_count:
+        raise RunError(f"--batch-size {args.batch_size}: expected at most {train_count}, the training images there are")
+    dataset = dataset.to(device)
+    train_loader = Loader(dataset.train_images, dataset.train_labels, args.batch_size, shuffle=True)
+    test_loader = Loader(dataset.test_images, dataset.test_labels, 1000, shuffle=False)
+    eval_loader = Loader(eval_images.to(device), eval_labels.to(device), 1000, shuffle=False)
 
     def new_model():
         return Net(args.widths, args.dropout).to(device, memory_format=torch.channels_last)
 
-    precision, why = choose_precision(args.precision, device, new_model(), args.batch_size)
+    precision, why = choose_precision(args.precision, device, new_model())
     torch.manual_seed(args.seed)
     model = new_model()
-    augment = RandomAffine(args.rotation, args.translate, args.scale, args.shear)
-    train_loader = Loader(dataset.train_images, dataset.train_labels, args.batch_size, shuffle=True, augment=augment)
-    eval_loader = Loader(eval_images, eval_labels, 1000, shuffle=False)
     optimizer = make_optimizer(model, config)
     scheduler = make_scheduler(optimizer, config, len(train_loader))
+    random_affine = RandomAffine(args.rotation, args.translate, args.scale, args.shear)
+
+    def augment(images):
+        in_last_part = scheduler.last_epoch >= args.augment_until * scheduler.total_steps
+        return images if in_last_part else random_affine(images)
+
+    train_loader.augment = augment
     metrics = {
         "dataset": dataset.name,
         "seed": args.seed,
@@ -249,291 +228,67 @@ def run(args):
         "total_seconds": 0.0,
         "peak_memory_mb": None,
     }
-
-    def log(line):
-        print(line, flush=True)
-        with open(folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    def write_metrics():
-        metrics["total_seconds"] = round(time.perf_counter() - start, 3)
-        metrics["peak_memory_mb"] = peak_memory_mb()
-        write_json(folder / "metrics.json", metrics)
-
-    log(f"Run: {folder}, seed {args.seed}")
+    record = Record(create_run_folder(args.out, args.seed), metrics, start)
     held = f", {len(eval_images)} held-out" if args.holdout else ""
-    log(f"Data: {dataset.name}, {len(dataset.train_images)} training{held} and {len(dataset.test_images)} test images")
-    log(f"Model: {metrics['params']} parameters")
-    log(f"Device: {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {precision} ({why})")
-    write_metrics()
+    record.log(f"Run: {record.folder}, seed {args.seed}")
+    record.log(f"Data: {dataset.name}, {train_count} training{held} and {len(dataset.test_images)} test images")
+    record.log(f"Model: {metrics['params']} parameters")
+    threads = torch.get_num_threads()
+    record.log(f"Device: {device}, {threads} CPU threads, torch {torch.__version__}, {precision} ({why})")
+    record.write_metrics()
     try:
         for epoch in fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision):
             is_best = record_epoch(metrics, epoch, split)
-            save_checkpoint(folder / "last.pt", model, metrics)
+            save_checkpoint(record.folder / "last.pt", model, metrics)
             if is_best:
-                save_checkpoint(folder / "best.pt", model, metrics)
-            write_metrics()
-            log(
+                save_checkpoint(record.folder / "best.pt", model, metrics)
+            record.write_metrics()
+            record.log(
                 f"Epoch {epoch['epoch']}/{args.epochs}: Train loss: {epoch['train_loss']:.4f}, "
                 f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
             )
-            log(evaluation_line(split, epoch[f"{split}_loss"], epoch[f"{split}_accuracy"], len(eval_images)))
+            record.log(evaluation_line(split, epoch[f"{split}_loss"], epoch[f"{split}_accuracy"], len(eval_images)))
             if metrics["target_epoch"] is not None and args.target < 100:
                 break
-    except KeyboardInterrupt:
-        log(f"Interrupted; the {len(metrics['epochs'])} finished epochs are in {folder}")
+    except (KeyboardInterrupt, FloatingPointError) as error:
+        record.write_metrics()
+        record.log(
+            f"Stopped: {str(error) or 'interrupted'}; {len(metrics['epochs'])} finished epochs in {record.folder}"
+        )
         raise
-    save_curves(folder / "curves.png", metrics, split, args.show)
+    finish(record, split, model, test_loader if args.holdout else None, args.show)
+
+
+def finish(record, split, model, test_loader, show):
+    """Write what follows the last epoch; a `test_loader` is for the one look at the test set after a holdout run."""
+    metrics = record.metrics
     for line in summary_lines(metrics, split):
-        log(line)
-    if args.holdout:
-        # The one look at the test set, with the weights that the held-out images chose.
-        model.load_state_dict(torch.load(folder / "best.pt", weights_only=True)["model"])
-        test_loader = Loader(dataset.test_images, dataset.test_labels, 1000, shuffle=False)
-        loss, accuracy = evaluate(model, test_loader, precision)
+        record.log(line)
+    if test_loader is not None:
+        # With the weights that the held-out images chose.
+        model.load_state_dict(torch.load(record.folder / "best.pt", weights_only=True)["model"])
+        loss, accuracy = evaluate(model, test_loader, metrics["precision"])
         metrics["test_loss"], metrics["test_accuracy"] = loss, accuracy
-        log(evaluation_line("test", loss, accuracy, len(dataset.test_images)))
-    write_metrics()
+        record.log(evaluation_line("test", loss, accuracy, len(test_loader.images)))
+
+    from matplotlib.figure import Figure  # needs no display; imported late because it takes a second
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    draw_curves(figure, metrics, split)
+    figure.savefig(record.folder / "curves.png", dpi=120)
+    record.write_metrics()
     memory = f", peak memory {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else ""
-    log(f"Training time: {metrics['train_seconds']:.1f} s, in total {metrics['total_seconds']:.1f} s{memory}")
-
-
-def record_epoch(metrics, epoch, split):
-    """Enter the record `epoch` into `metrics`; returns whether it is the best so far on `split`."""
-    accuracy = epoch[f"{split}_accuracy"]
-    is_best = not metrics["epochs"] or accuracy > metrics[f"best_{split}_accuracy"]
-    metrics["epochs"].append(epoch)
-    metrics[f"final_{split}_accuracy"] = accuracy
-    metrics["train_seconds"] = round(metrics["train_seconds"] + epoch["seconds"], 3)
-    if is_best:
-        metrics[f"best_{split}_accuracy"] = accuracy
-    if metrics["target_epoch"] is None and metrics["target"] is not None and accuracy >= metrics["target"]:
-        metrics["target_epoch"] = epoch["epoch"]
-    return is_best
-
-
-def evaluation_line(split, loss, accuracy, count):
-    correct = round(accuracy * count / 100)
-    return f"{split.capitalize()} set: Average loss: {loss:.4f}, Accuracy: {correct}/{count} ({accuracy:.2f}%)"
-
-
-def summary_lines(metrics, split):
-    """The closing lines of the log about `split`."""
-    epochs, target, accuracy = metrics["epochs"], metrics["target"], f"{split}_accuracy"
-    best = max(epochs, key=lambda epoch: epoch[accuracy])
-    yield f"Parameters: {metrics['params']}"
-    yield f"Best {split} accuracy: {best[accuracy]:.2f}% (epoch {best['epoch']})"
-    yield f"Final {split} accuracy: {epochs[-1][accuracy]:.2f}% (epoch {epochs[-1]['epoch']})"
-    if target is not None:
-        met = metrics["target_epoch"]
-        yield f"Target {target:.2f}%: " + (f"met at epoch {met}" if met else f"not met in {len(epochs)} epochs")
-
-
-def peak_memory_mb():
-    """Most memory this process has held so far, in MB; None on Windows, which does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kB elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
-
-
-def create_run_folder(out, seed):
-    """Create the folder of this run; RunError where it holds a run already or cannot be written."""
-    folder = Path(out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}")
-    number = 2
-    while out is None and folder.exists():  # two runs in one second
-        folder = Path(f"{str(folder).split('_')[0]}_{number}")
-        number += 1
-    held = [name for name in RUN_FILES if os.path.exists(folder / name)]
-    if held:
-        raise RunError(f"--out {folder} already holds a run ({', '.join(held)}); choose another folder or remove it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "log.txt").touch(exist_ok=False)
-    except OSError as error:
-        raise RunError(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
-    return folder
-
-
-def write_json(path, value):
-    """Write strict JSON, first beside `path`, so that no half-written file ever bears its name."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def save_checkpoint(path, model, metrics):
-    """Save weights and what rebuilds the net: Net(**checkpoint["net"]).load_state_dict(checkpoint["model"])."""
-    config = metrics["config"]
-    checkpoint = {
-        "net": {"widths": config["widths"], "dropout": config["dropout"]},
-        "model": model.state_dict(),
-        "dataset": metrics["dataset"],
-        **metrics["epochs"][-1],
-    }
-    temporary = path.with_suffix(".tmp")
-    torch.save(checkpoint, temporary)
-    os.replace(temporary, path)
-
-
-def save_curves(path, metrics, split, show=False):
-    """Draw loss and accuracy over the epochs into the PNG `path`; in a window too if `show`."""
-    import matplotlib
-
-    if not show:
-        matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    epochs = [epoch["epoch"] for epoch in metrics["epochs"]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, quantity, unit in ((left, "loss", ""), (right, "accuracy", " (%)")):
-        for name in ("train", split):
-            values = [epoch[f"{name}_{quantity}"] for epoch in metrics["epochs"]]
-            axes.plot(epochs, values, marker="o", label=name)
-        axes.set(xlabel="epoch", ylabel=quantity + unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    if metrics["target"] is not None:
-        right.axhline(metrics["target"], color="grey", linestyle="--", label=f"target {metrics['target']:g}%")
-    left.legend()
-    right.legend()
-    figure.suptitle(f"{metrics['dataset']}: {metrics['params']} parameters, seed {metrics['seed']}")
-    figure.savefig(path, dpi=120)
+    record.log(f"Training time: {metrics['train_seconds']:.1f} s, in total {metrics['total_seconds']:.1f} s{memory}")
     if show:
+        import matplotlib.pyplot as plt
+
+        draw_curves(plt.figure(figsize=(10, 4), layout="constrained"), metrics, split)
         plt.show()
-    plt.close(figure)
-
-
-# The command line.
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line, exit code 2; the usage is a --help away."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
-def number(kind, low, high, *, above=False):
-    """A parser of `kind` (int or float) in low..high; `low` itself excluded if `above`."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (low < value <= high if above else low <= value <= high):
-            what = "a whole number" if kind is int else "a number"
-            bound = f"above {low}" if above else f"from {low}"
-            raise argparse.ArgumentTypeError(f"found {text}, expected {what} {bound} to {high}")
-        return value
-
-    return parse
-
-
-def target(text):
-    """A percentage, or None for "none"."""
-    return None if text.lower() == "none" else number(float, 0, 100, above=True)(text)
-
-
-def parse_args(argv=None):
-    parser = Parser(
-        prog="train.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def add(group, flag, **options):
-        default = DEFAULT.get(flag.strip("-").replace("-", "_"), options.pop("default", None))
-        options["help"] += " (default: %(default)s)" if default is not None else ""
-        group.add_argument(flag, default=default, **options)
-
-    add(
-        parser,
-        "--recipe",
-        choices=RECIPES,
-        default="default",
-        help="named values of the settings; a flag given by hand wins",
-    )
-
-    group = parser.add_argument_group("model")
-    width = number(int, 1, 4096)
-    add(group, "--widths", nargs=5, type=width, metavar="N", help="output channels of the five convolution blocks")
-    add(group, "--dropout", type=number(float, 0, 0.99), metavar="P", help="probability to zero a value")
-
-    group = parser.add_argument_group("training")
-    add(group, "--epochs", type=number(int, 1, 100_000), metavar="N", help="passes over the training images")
-    add(group, "--batch-size", type=number(int, 1, 1_000_000), metavar="N", help="images per step")
-    add(
-        group, "--lr", type=number(float, 0, 1000, above=True), metavar="LR", help="peak learning rate of the one cycle"
-    )
-    add(group, "--warmup", type=number(float, 0.01, 0.99), metavar="X", help="part of the cycle before the peak")
-    add(group, "--momentum", type=number(float, 0.01, 0.999), metavar="M", help="Nesterov momentum")
-    add(group, "--weight-decay", type=number(float, 0, 1), metavar="X", help="of convolution and linear weights")
-    add(group, "--label-smoothing", type=number(float, 0, 0.9), metavar="X", help="part spread over all classes")
-    add(
-        group,
-        "--target",
-        type=target,
-        default=99.4,
-        metavar="PCT",
-        help="stop at this test accuracy; 100 or none: never",
-    )
-    add(
-        group,
-        "--seed",
-        type=number(int, 0, 2**63 - 1),
-        default=0,
-        metavar="N",
-        help="of weights, order and augmentation",
-    )
-
-    group = parser.add_argument_group("augmentation, uniform in ± the value for every image; 0 is off")
-    add(group, "--rotation", type=number(float, 0, 180), metavar="DEG", help="degrees")
-    add(group, "--translate", type=number(float, 0, 1), metavar="X", help="part of the side")
-    add(group, "--scale", type=number(float, 0, 0.9), metavar="X", help="part of the size")
-    add(group, "--shear", type=number(float, 0, 60), metavar="DEG", help="degrees")
-    add(group, "--augment-until", type=number(float, 0, 1), metavar="X", help="part of the run that is augmented")
-
-    group = parser.add_argument_group("data and machine")
-    add(group, "--dataset", choices=("mnist", "digits"), default="mnist", help="digits: 1,797 images of scikit-learn's")
-    add(
-        group,
-        "--data-dir",
-        metavar="DIR",
-        help="look for MNIST-format files only there; else ./data, ../shared/mnist, download",
-    )
-    add(
-        group,
-        "--holdout",
-        type=number(int, 1, 1_000_000),
-        metavar="N",
-        help="hold N training images out; stop and choose the best epoch by them, look at the test set once at the end",
-    )
-    add(group, "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train")
-    add(
-        group,
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="auto: bf16 on a CPU where it is faster",
-    )
-
-    group = parser.add_argument_group("output")
-    add(group, "--out", metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
-    group.add_argument("--show", action="store_true", help="show the curves in a window too")
-    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
-    args = parser.parse_args(argv)
-    if args.dataset == "digits" and args.data_dir is not None:
-        parser.error("--data-dir: found with --dataset digits, which comes with scikit-learn; drop one of the two")
-    return args
 
 
 def main(argv=None):
     """Run the command line `argv`; returns the exit code."""
-    args = parse_args(argv)
+    args = parse_args(__doc__, argv)
     try:
         run(args)
     except (DataError, RunError) as error:
@@ -542,6 +297,12 @@ def main(argv=None):
     except FloatingPointError as error:
         print(f"train.py: error: {error}; earlier epochs are kept, try a lower --lr", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        # torch has no type of its own for a CPU that runs out of memory
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        print("train.py: error: out of memory; try a smaller --batch-size or smaller --widths", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("train.py: interrupted", file=sys.stderr)
         return 130
@@ -549,4 +310,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal can't show
     sys.exit(main())
