@@ -127,12 +127,13 @@ def draw_curves(figure, metrics, split):
     for axes, quantity, unit in ((left, "loss", ""), (right, "accuracy", " (%)")):
         for name in ("train", split):
             values = [epoch[f"{name}_{quantity}"] for epoch in metrics["epochs"]]
-            axes.plot(epochs, values, marker="o", label=name)
+            smoothed = name == "train" and quantity == "loss" and metrics["config"]["label_smoothing"] > 0
+            axes.plot(epochs, values, marker="o", label=name + " (smoothed labels)" * smoothed)
         axes.set(xlabel="epoch", ylabel=quantity + unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     if metrics["target"] is not None:
         right.axhline(metrics["target"], color="grey", linestyle="--", label=f"target {metrics['target']:g}%")
-    left.legend()
-    right.legend()
+    left.legend(loc="upper right")
+    right.legend(loc="lower right")
     figure.suptitle(f"{metrics['dataset']}: {metrics['params']} parameters, seed {metrics['seed']}")

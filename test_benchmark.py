@@ -1,6 +1,8 @@
 """The benchmark's statistics, its files, and going on after an interruption, with training replaced by a stand-in."""
 
 import json
+import statistics
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +143,27 @@ def test_train_once_returns_what_the_run_wrote(mnist_dir):
 def test_a_run_that_fails_is_named(tmp_path):
     with pytest.raises(benchmark.RunError, match="fast, seed 7: .*does not exist"):
         benchmark.train_once("fast", 7, tmp_path / "missing", "torchvision")
+
+
+def test_the_readme_shows_the_tables_of_the_committed_results():
+    root = Path(__file__).parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    paths = sorted(root.glob("results/*.json"))
+    assert paths
+    for path in paths:
+        results = benchmark.read_results(path)
+        for result in results:
+            summary = benchmark.summarise(result["runs"])  # the file's own summary is that of its runs
+            assert all(result[name] == summary[name] for name in ("mean", "std", "ci95"))
+        for line in benchmark.table(results):
+            assert line in readme, line
+
+
+def test_the_readme_shows_the_committed_logs():
+    root = Path(__file__).parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert (root / "results/default-run/log.txt").read_text().rstrip() in readme
+    runs = [json.loads(path.read_text()) for path in sorted(root.glob("results/18-epochs/*/metrics.json"))]
+    finals = [run["final_test_accuracy"] for run in runs]
+    assert [run["seed"] for run in runs] == [3000, 3001, 3002] and all(len(run["epochs"]) == 18 for run in runs)
+    assert f"{statistics.fmean(finals):.2f} ± {statistics.stdev(finals):.2f}%" in readme
