@@ -6,6 +6,7 @@ import math
 DEFAULT = {
     "widths": [16, 16, 24, 32, 22],
     "dropout": 0.05,
+    "margin": 2,  # pixels
     "epochs": 2,
     "batch_size": 128,
     "lr": 1.0,  # the peak of the one cycle
@@ -79,6 +80,7 @@ def parse_args(description, argv=None):
     group = parser.add_argument_group("model")
     width = number(int, 1, 4096)
     add(group, "--widths", nargs=5, type=width, metavar="N", help="output channels of the five convolution blocks")
+    add(group, "--margin", type=number(int, 0, 4), metavar="N", help="pixels left out on each side of an image")
     add(group, "--dropout", type=number(float, 0, 0.99), metavar="P", help="probability to zero a value")
 
     group = parser.add_argument_group("training")

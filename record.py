@@ -110,7 +110,7 @@ def save_checkpoint(path, model, metrics):
     """Save weights and what rebuilds the net: Net(**checkpoint["net"]).load_state_dict(checkpoint["model"])."""
     config = metrics["config"]
     checkpoint = {
-        "net": {"widths": config["widths"], "dropout": config["dropout"]},
+        "net": {name: config[name] for name in ("widths", "dropout", "margin")},
         "model": {name: value.cpu() for name, value in model.state_dict().items()},
         "dataset": metrics["dataset"],
         **metrics["epochs"][-1],

@@ -196,7 +196,7 @@ def run(args):
     eval_loader = Loader(eval_images.to(device), eval_labels.to(device), 1000, shuffle=False)
 
     def new_model():
-        return Net(args.widths, args.dropout).to(device, memory_format=torch.channels_last)
+        return Net(args.widths, args.dropout, args.margin).to(device, memory_format=torch.channels_last)
 
     precision, why = choose_precision(args.precision, device, new_model())
     torch.manual_seed(args.seed)
@@ -252,9 +252,7 @@ def run(args):
                 break
     except (KeyboardInterrupt, FloatingPointError) as error:
         record.write_metrics()
-        record.log(
-            f"Stopped: {str(error) or 'interrupted'}; {len(metrics['epochs'])} finished epochs in {record.folder}"
-        )
+        record.log(f"Stopped: {str(error) or 'interrupted'}; epochs finished: {len(metrics['epochs'])}")
         raise
     finish(record, split, model, test_loader if args.holdout else None, args.show)
 
