@@ -109,7 +109,7 @@ def import_torchvision_mnist():
             found = "none"
         raise DataError(
             f"torchvision cannot be imported: found torch {torch.__version__} and torchvision {found} "
-            f"({first_line(error)}); the two must be released together: "
+            f"({last_line(error)}); the two must be released together: "
             "pip install --upgrade --force-reinstall torch torchvision"
         ) from error
     return MNIST
@@ -152,7 +152,7 @@ def download(mnist_class, folder):
         raw.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{raw} cannot be written: {first_line(error)}; name a folder with MNIST by --data-dir"
+            f"{raw} cannot be written: {last_line(error)}; name a folder with MNIST by --data-dir"
         ) from error
     try:
         # Into a folder of its own first: an interrupted or doubled download leaves no half files behind.
@@ -164,7 +164,7 @@ def download(mnist_class, folder):
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DownloadError(
             f"no MNIST in {' or '.join(DEFAULT_FOLDERS)}, and no download from {' or '.join(mnist_class.mirrors)} "
-            f"({first_line(error)}); put {', '.join(FILES)} into {raw}, or train without a network by --dataset digits"
+            f"({last_line(error)}); put {', '.join(FILES)} into {raw}, or train without a network by --dataset digits"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -172,10 +172,10 @@ def download(mnist_class, folder):
     return [raw / name for name in FILES]
 
 
-def first_line(error):
-    """The message of an exception as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def last_line(error):
+    """The last line of an exception's message, which names the cause; its type where it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def load_idx_files(paths):

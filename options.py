@@ -55,6 +55,13 @@ def target(text):
     return None if text.lower() == "none" else number(float, 0, 100, above=True)(text)
 
 
+def folder(text):
+    """A path; not the empty one, which an unset variable of a shell leaves behind."""
+    if not text:
+        raise argparse.ArgumentTypeError("found an empty path, expected a folder")
+    return text
+
+
 def parse_args(description, argv=None):
     """The settings of a run, as the recipe and the flags say; ends the process with code 2 where they are wrong."""
     parser = Parser(
@@ -122,6 +129,7 @@ def parse_args(description, argv=None):
     add(
         group,
         "--data-dir",
+        type=folder,
         metavar="DIR",
         help="look for MNIST-format files only there; else ./data, ../shared/mnist, download",
     )
@@ -142,7 +150,7 @@ def parse_args(description, argv=None):
     )
 
     group = parser.add_argument_group("output")
-    add(group, "--out", metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
+    add(group, "--out", type=folder, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
     group.add_argument("--show", action="store_true", help="show the curves in a window too")
     parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
     args = parser.parse_args(argv)

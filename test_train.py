@@ -431,6 +431,7 @@ def assert_refused(capsys, code, argv, *expected):
         (["--widths", "4", "4"], "--widths"),
         (["--seed", "-1"], "--seed"),
         (["--data-dir", "data"], "--data-dir"),
+        (["--out", ""], "--out: found an empty path"),
         (["--holdout", "0"], "--holdout: found 0"),
         (["--holdout", "9"], "--holdout 9: expected 10 to 1427"),
         (["--holdout", "1437"], "--holdout 1437: expected 10 to 1427"),
@@ -502,7 +503,8 @@ def test_no_network_and_no_data(tmp_path, monkeypatch, capsys):
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    assert_refused(capsys, 1, [], "http://127.0.0.1:9/", *data.FILES, "data/MNIST/raw", "--dataset digits")
+    expected = ["http://127.0.0.1:9/", "Connection refused", *data.FILES, "data/MNIST/raw", "--dataset digits"]
+    assert_refused(capsys, 1, [], *expected)
     assert list(folder.iterdir()) == []
 
 
