@@ -98,7 +98,6 @@ def test_other_runs_are_never_mixed_or_overwritten(tmp_path, trained, capsys, mo
     out = tmp_path / "results.json"
     assert run("default", "--runs", 1, "--out", out) == 0
     before = out.read_text()
-    monkeypatch.setitem(benchmark.RECIPES, "best", {**benchmark.RECIPES["default"], "lr": 0.123})
     for argv, expected in [
         (("fast", "--runs", 1), "another recipe: found ['default'], expected ['fast']"),
         (("default", "--runs", 1, "--seed", 5), "other seeds: found [0], expected 5 to 5"),
