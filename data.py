@@ -44,16 +44,17 @@ class DownloadError(DataError):
 
 
 class Dataset(NamedTuple):
-    """A training and a test set: uint8 images (N, 1, 28, 28), int64 labels (N,) in 0..9."""
+    """A training and a test set: uint8 images (N, 1, 28, 28), int64 labels (N,) in 0..9; `sha256` is of all four."""
 
     name: str
+    sha256: str
     train_images: torch.Tensor
     train_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
 
     def to(self, device):
-        return Dataset(self.name, *(tensor.to(device) for tensor in self[1:]))
+        return Dataset(*self[:2], *(tensor.to(device) for tensor in self[2:]))
 
 
 def load_dataset(name="mnist", data_dir=None):
@@ -95,7 +96,8 @@ def load_digits_28x28():
     images = F.pad(images, (4, 4, 4, 4)).round().byte().numpy()  # (1797, 1, 28, 28)
     split = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
     train_images, test_images, train_labels, test_labels = (torch.from_numpy(array) for array in split)
-    return Dataset("digits", train_images, train_labels.long(), test_images, test_labels.long())
+    tensors = train_images, train_labels.byte(), test_images, test_labels.byte()
+    return make_dataset("digits", *tensors)
 
 
 def import_torchvision_mnist():
@@ -180,8 +182,7 @@ def last_line(error):
 
 def load_idx_files(paths):
     """Read and check the four files at `paths`, in the order of FILES."""
-    arrays = []
-    digest = hashlib.sha256()
+    tensors = []
     for images_path, labels_path in (paths[:2], paths[2:]):
         images = read_idx(images_path, (SIDE, SIDE))
         labels = read_idx(labels_path, ())
@@ -193,12 +194,18 @@ def load_idx_files(paths):
         if labels.max() > 9:
             index = int(labels.argmax())
             raise DataError(f"{labels_path}: label {index} is {labels[index]}, expected 0 to 9: replace the file")
-        digest.update(images.numpy())
-        digest.update(labels.numpy())
-        arrays += [images.unsqueeze(1), labels.long()]
+        tensors += [images.unsqueeze(1), labels]
+    dataset = make_dataset("mnist", *tensors)
     # Other data in MNIST's format is welcome, but never called MNIST.
-    name = "mnist" if digest.hexdigest() == MNIST_SHA256 else f"{data_name(paths[0])} (MNIST format)"
-    return Dataset(name, *arrays)
+    return dataset if dataset.sha256 == MNIST_SHA256 else dataset._replace(name=f"{data_name(paths[0])} (MNIST format)")
+
+
+def make_dataset(name, train_images, train_labels, test_images, test_labels):
+    """A Dataset of uint8 tensors."""
+    digest = hashlib.sha256()
+    for tensor in (train_images, train_labels, test_images, test_labels):
+        digest.update(tensor.contiguous().numpy())
+    return Dataset(name, digest.hexdigest(), train_images, train_labels.long(), test_images, test_labels.long())
 
 
 def data_name(path):

@@ -33,6 +33,9 @@ RECIPES = {
     },
 }
 
+NOT_SETTINGS = {"out", "show", "resume", "evaluate"}  # flags of one call, not of the run
+MAY_DIFFER = {"resume": {"data_dir"}, "evaluate": {"data_dir", "device", "precision"}}
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
@@ -62,15 +65,19 @@ def target(text):
     return None if text.lower() == "none" else number(float, 0, 100, above=True)(text)
 
 
-def folder(text):
+def path(text):
     """A path; not the empty one, which an unset variable of a shell leaves behind."""
     if not text:
-        raise argparse.ArgumentTypeError("found an empty path, expected a folder")
+        raise argparse.ArgumentTypeError("found an empty path")
     return text
 
 
-def parse_args(description, argv=None):
-    """The settings of a run, as the recipe and the flags say; ends the process with code 2 where they are wrong."""
+def parse_args(description, argv=None, settings=None):
+    """The settings of a run, as the recipe and the flags say; ends the process with code 2 where they are wrong.
+
+    `settings`, those of the run that --resume or --evaluate names, take the place of the recipe's; a flag that
+    contradicts them is wrong.
+    """
     parser = Parser(
         prog="train.py",
         description=description,
@@ -136,7 +143,7 @@ def parse_args(description, argv=None):
     add(
         group,
         "--data-dir",
-        type=folder,
+        type=path,
         metavar="DIR",
         help="look for MNIST-format files only there; else ./data, ../shared/mnist, download",
     )
@@ -157,10 +164,24 @@ def parse_args(description, argv=None):
     )
 
     group = parser.add_argument_group("output")
-    add(group, "--out", type=folder, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
+    add(group, "--out", type=path, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
     group.add_argument("--show", action="store_true", help="show the curves in a window too")
-    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
-    args = parser.parse_args(argv)
+
+    group = parser.add_argument_group("an earlier run, with the settings that it had").add_mutually_exclusive_group()
+    add(group, "--resume", type=path, metavar="RUN", help="go on in this folder after its last finished epoch")
+    add(group, "--evaluate", type=path, metavar="CHECKPOINT", help="only test a last.pt or best.pt; write nothing")
+    if settings is None:
+        parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+        args = parser.parse_args(argv)
+    else:
+        args = parser.parse_args(argv, argparse.Namespace(**settings))
+        free = MAY_DIFFER["resume" if args.resume else "evaluate"]
+        for name, value in settings.items():
+            if getattr(args, name) != value and name not in free:
+                flag = f"--{name.replace('_', '-')}"
+                parser.error(f"{flag}: found {getattr(args, name)}, but the run has {value}; drop {flag}")
+    if args.out is not None and (args.resume or args.evaluate):
+        parser.error("--out: found with --resume or --evaluate, which start no new run; drop it")
     if args.dataset == "digits" and args.data_dir is not None:
         parser.error("--data-dir: found with --dataset digits, which comes with scikit-learn; drop one of the two")
     return args

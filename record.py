@@ -1,15 +1,24 @@
-"""The folder of a run: log.txt, metrics.json, checkpoints and curves."""
+"""The folder of a run: log.txt, metrics.json, checkpoints and curves; every file is whole at every moment."""
 
+import contextlib
+import io
 import itertools
 import json
 import os
+import pickle
 import sys
 import time
+import zipfile
 from pathlib import Path
 
+import filelock
 import torch
 
+from model import Net
+
 RUN_FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
+FORMAT = 1  # of a checkpoint; another one is refused
+CHECKPOINT_KEYS = {"format", "net", "model", "settings", "metrics", "log_bytes", "optimizer", "scheduler", "random"}
 
 
 class RunError(Exception):
@@ -26,12 +35,38 @@ class Record:
 
     def log(self, line):
         print(line, flush=True)
-        with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(line + "\n")
+        path = self.folder / "log.txt"
+        try:
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror}") from error
+
+    def log_epoch(self, split, count):
+        """Log the last epoch in the metrics, if there is one; `count` images are in `split`."""
+        for epoch in self.metrics["epochs"][-1:]:
+            self.log(
+                f"Epoch {epoch['epoch']}/{self.metrics['config']['epochs']}: Train loss: {epoch['train_loss']:.4f}, "
+                f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
+            )
+            self.log(evaluation_line(split, epoch[f"{split}_loss"], epoch[f"{split}_accuracy"], count))
+
+    def log_bytes(self):
+        return (self.folder / "log.txt").stat().st_size
+
+    def cut_log(self, size):
+        """Take back what was logged after the first `size` bytes."""
+        path = self.folder / "log.txt"
+        try:
+            os.truncate(path, min(size, path.stat().st_size))
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
     def write_metrics(self):
         self.metrics["total_seconds"] = round(time.perf_counter() - self.start, 3)
-        self.metrics["peak_memory_mb"] = peak_memory_mb()
+        self.metrics["peak_memory_mb"] = max(self.metrics["peak_memory_mb"] or 0, peak_memory_mb() or 0) or None
         write_json(self.folder / "metrics.json", self.metrics)
 
 
@@ -93,31 +128,97 @@ def create_run_folder(out, seed):
                 if out is not None:
                     raise
                 folder = Path(f"{name}-{number}")  # another run of this second has the name
-        (folder / "log.txt").touch()
+        (folder / "log.txt").touch(exist_ok=False)  # the one step that two runs at once cannot both take
     except OSError as error:
         raise RunError(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
     return folder
 
 
+def lock_run_folder(folder):
+    """The lock of a run, held until it is released or its process ends; RunError while another process holds it."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise RunError(f"{folder} is in use by another process; wait until it ends") from error
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}; restore its permissions") from error
+    return lock
+
+
+def replace_file(path, content):
+    """Write `content` (bytes) so that a crash at any moment leaves the file at `path` as it was or whole and new."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name == "posix":  # the new name must survive a power cut too
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}; what it held before is kept") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_json(path, value):
-    """Write strict JSON, first beside `path`, so that no half-written file ever bears its name."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write strict JSON as replace_file does."""
+    replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def save_checkpoint(path, model, metrics):
-    """Save weights and what rebuilds the net: Net(**checkpoint["net"]).load_state_dict(checkpoint["model"])."""
-    config = metrics["config"]
-    checkpoint = {
-        "net": {name: config[name] for name in ("widths", "dropout", "margin")},
-        "model": {name: value.cpu() for name, value in model.state_dict().items()},
-        "dataset": metrics["dataset"],
-        **metrics["epochs"][-1],
-    }
-    temporary = path.with_suffix(".tmp")
-    torch.save(checkpoint, temporary)
-    os.replace(temporary, path)
+def save_checkpoint(path, checkpoint):
+    """Write a dict of CHECKPOINT_KEYS as replace_file does; Net(**["net"]).load_state_dict(["model"]) is the net."""
+    buffer = io.BytesIO()  # torch.save reports a full disk by errors of its own, replace_file by one line
+    torch.save(checkpoint, buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def load_checkpoint(path):
+    """The checkpoint at `path`, on the CPU; RunError where it is damaged or of another format. Runs no code from it."""
+    path = Path(path)
+    if not path.is_file():
+        found = "is not a file" if path.exists() else "does not exist"
+        raise RunError(f"{path} {found}; expected last.pt or best.pt of a run")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load compares no check sums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"bad check sum of {damaged}")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f"{path} cannot be loaded: it holds more than tensors and plain values, or is damaged"
+        ) from error
+    except Exception as error:  # zipfile and torch have a dozen types for what is wrong with a file
+        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path} cannot be loaded: {reason}; expected a whole last.pt or best.pt of a run") from error
+    found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if found != FORMAT:
+        raise RunError(
+            f"{path}: found format {found}, expected {FORMAT}; load it with the version of this project that wrote it"
+        )
+    missing = sorted(CHECKPOINT_KEYS - set(checkpoint))
+    if missing:
+        raise RunError(f"{path} lacks {', '.join(missing)}; expected a last.pt or best.pt of a run")
+    try:
+        with torch.device("meta"):  # shapes alone: a wrong width must not claim memory
+            expected = Net(**checkpoint["net"]).state_dict()
+        found = {name: (value.shape, value.dtype) for name, value in checkpoint["model"].items()}
+    except Exception as error:  # whatever a net of wrong arguments, or weights that are none, may raise
+        raise RunError(f"{path} describes no network: {type(error).__name__}: {error}; use another file") from error
+    for name, value in expected.items():
+        if found.pop(name, None) != (value.shape, value.dtype):
+            raise RunError(f"{path}: {name} is not of shape {tuple(value.shape)}, as its network has it")
+    if found:
+        raise RunError(f"{path} holds {', '.join(found)}, which its network does not have; use another file")
+    return checkpoint
 
 
 def draw_curves(figure, metrics, split):

@@ -45,6 +45,10 @@ def run(*argv):
         return error.code
 
 
+def epoch_of(checkpoint):
+    return len(torch.load(checkpoint, weights_only=True)["metrics"]["epochs"])
+
+
 def read_metrics(folder):
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
@@ -151,7 +155,7 @@ def test_data_dir_layouts(mnist_dir, layout, packed):
         target.write_bytes(gzip.compress(content) if packed else content)
     loaded = data.load_dataset(data_dir=mnist_dir)
     assert loaded.name == "small (MNIST format)"  # never called MNIST
-    assert all(torch.equal(a, b) for a, b in zip(expected[1:], loaded[1:]))
+    assert all(torch.equal(a, b) for a, b in zip(expected[2:], loaded[2:])) and expected.sha256 == loaded.sha256
 
 
 def test_data_is_looked_for_in_data_then_in_shared(mnist_dir, tmp_path, monkeypatch):
@@ -277,7 +281,7 @@ def test_holdout_decides_and_the_test_set_is_seen_once(tmp_path, monkeypatch, ca
     assert sizes == [200] * 4 + [360]
     metrics = read_metrics(tmp_path / "run")
     assert metrics["best_holdout_accuracy"] == 95 and metrics["test_accuracy"] == 91
-    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True)["epoch"] == 2
+    assert epoch_of(tmp_path / "run" / "best.pt") == 2
     assert "Holdout set: Average loss: 0.5000, Accuracy: 190/200 (95.00%)" in capsys.readouterr().out
 
 
@@ -302,7 +306,7 @@ def test_best_checkpoint_is_of_the_best_epoch(tmp_path, monkeypatch):
     accuracies = iter([60.0, 80.0, 70.0, 80.0])
     monkeypatch.setattr(train, "evaluate", lambda *args: (0.5, next(accuracies)))
     assert run(*DIGITS, "--epochs", 4, "--out", tmp_path / "run") == 0
-    best, last = (torch.load(tmp_path / "run" / name, weights_only=True)["epoch"] for name in ("best.pt", "last.pt"))
+    best, last = (epoch_of(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
     assert (best, last) == (2, 4)
     assert read_metrics(tmp_path / "run")["best_test_accuracy"] == 80
 
@@ -317,7 +321,7 @@ def test_full_run_as_a_user_sees_it(tmp_path):
     assert result.returncode == 0 and result.stderr == ""  # no bar where there is no terminal
     [folder] = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-seed3", folder.name)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(RUN_FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([".lock", *RUN_FILES])
     assert (folder / "log.txt").read_text() == result.stdout
     lines = re.findall(
         r"^Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/360 \((\d+\.\d\d)%\)$", result.stdout, re.M
@@ -376,7 +380,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch
     assert run(*DIGITS, "--epochs", 9, "--out", tmp_path / "run") == 2
     assert re.search(r"error: the loss is nan at step \d+, learning rate 0\.\d+", capsys.readouterr().err)
     metrics = read_metrics(tmp_path / "run")
-    assert len(metrics["epochs"]) == torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 2
+    assert len(metrics["epochs"]) == epoch_of(tmp_path / "run" / "last.pt") == 2
 
 
 def test_a_test_loss_that_is_not_finite_stops_too(tmp_path, monkeypatch, capsys):
@@ -385,7 +389,7 @@ def test_a_test_loss_that_is_not_finite_stops_too(tmp_path, monkeypatch, capsys)
     assert run(*DIGITS, "--epochs", 5, "--out", tmp_path / "run") == 2
     assert "error: the test loss is inf after epoch 3" in capsys.readouterr().err
     metrics = read_metrics(tmp_path / "run")
-    assert len(metrics["epochs"]) == torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 2
+    assert len(metrics["epochs"]) == epoch_of(tmp_path / "run" / "last.pt") == 2
 
 
 def test_ctrl_c_ends_with_code_130_and_the_metrics_so_far(tmp_path):
@@ -529,7 +533,7 @@ def test_download(mnist_dir, tmp_path, monkeypatch):
     server.shutdown()
     server.server_close()
     expected = data.load_idx_files(data.find_files(mnist_dir))
-    assert all(torch.equal(a, b) for a, b in zip(expected[1:], loaded[1:]))
+    assert all(torch.equal(a, b) for a, b in zip(expected[2:], loaded[2:])) and expected.sha256 == loaded.sha256
     assert sorted(path.name for path in (folder / "data/MNIST/raw").iterdir()) == sorted(data.FILES)
 
 

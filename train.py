@@ -3,13 +3,19 @@
     python train.py                               until the test accuracy reaches 99.4%
     python train.py --target none --epochs 18     to the end, for the best accuracy
     python train.py --dataset digits              on a machine without MNIST and without a network
+    python train.py --resume runs/NAME            goes on with an interrupted run, to the same bits
+    python train.py --evaluate runs/NAME/best.pt  tests and writes nothing
 
 Writes log.txt, metrics.json, curves.png, last.pt and best.pt into a folder of the run's own.
 """
 
+import io
 import math
+import shlex
+import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +23,29 @@ from tqdm import tqdm
 
 from data import DataError, Loader, RandomAffine, hold_out, load_dataset
 from model import Net, count_parameters
-from options import DEFAULT, parse_args
+from options import DEFAULT, NOT_SETTINGS, parse_args
 from record import (
+    FORMAT,
     Record,
     RunError,
     create_run_folder,
     draw_curves,
     evaluation_line,
+    load_checkpoint,
+    lock_run_folder,
     record_epoch,
+    replace_file,
     save_checkpoint,
     summary_lines,
 )
 
 
-def fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision):
-    """Train for config["epochs"] epochs; yields after each of them what metrics.json says of it.
+def fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision, finished=0):
+    """Train until config["epochs"] epochs are done; yields after each of them what metrics.json says of it.
 
-    `split`, "test" or "holdout", names what `eval_loader` holds.
+    `split`, "test" or "holdout", names what `eval_loader` holds; `finished` is the number of epochs done before.
     """
-    for epoch in range(1, config["epochs"] + 1):
+    for epoch in range(finished + 1, config["epochs"] + 1):
         # disable=None: no bar where the output is no terminal
         with tqdm(
             total=len(train_loader), desc=f"Epoch {epoch}/{config['epochs']}", unit="batch", leave=False, disable=None
@@ -101,18 +111,21 @@ def sum_of_losses(pending):
 
 
 @torch.inference_mode()
+def predict(model, loader, precision):
+    """Logits, float (N, 10), of `model` for all of `loader`, which must keep its order."""
+    model.eval()
+    logits = []
+    for images, _ in loader:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits.append(model(images.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat(logits)
+
+
 def evaluate(model, loader, precision):
     """(mean cross-entropy, accuracy in percent) of `model` on all of `loader`."""
-    model.eval()
-    device = loader.images.device
-    loss = torch.zeros((), device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in loader:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(images.contiguous(memory_format=torch.channels_last)).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    return loss.item() / len(loader.images), 100 * correct.item() / len(loader.images)
+    logits = predict(model, loader, precision)
+    correct = (logits.argmax(1) == loader.labels).sum().item()
+    return F.cross_entropy(logits, loader.labels).item(), 100 * correct / len(logits)
 
 
 def synchronized_time(device):
@@ -177,17 +190,42 @@ def choose_precision(requested, device, model):
     return "bf16" if bf16 < 0.8 * fp32 else "fp32", f"bf16 takes {bf16 / fp32:.2f} times as long"
 
 
-def run(args):
-    """Train as `args` say and write the run's folder."""
+def training_state(model, optimizer, scheduler):
+    """All that changes while training, for a checkpoint; torch's default generators give all random numbers."""
+    device = next(model.parameters()).device
+    random = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        random[device.type] = torch.get_device_module(device).get_rng_state()
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    return {"random": random, **{name: part.state_dict() for name, part in parts.items()}}
+
+
+def restore_training_state(checkpoint, model, optimizer, scheduler):
+    """Undo what happened since `checkpoint` held their training_state."""
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    scheduler.load_state_dict(checkpoint["scheduler"])
+    for name, state in checkpoint["random"].items():
+        torch.set_rng_state(state) if name == "cpu" else torch.get_device_module(name).set_rng_state(state)
+
+
+def run(args, checkpoint=None):
+    """Train as `args` say, or go on from the `checkpoint` of the run that they name, and write the run's folder."""
     start = time.perf_counter()
     config = {name: getattr(args, name) for name in DEFAULT}
-    device = choose_device(args.device)
+    earlier = checkpoint["metrics"] if checkpoint else None
+    device = choose_device(earlier["device"] if earlier else args.device)
     dataset = load_dataset(args.dataset, args.data_dir)
+    if earlier and earlier["sha256"] != dataset.sha256:
+        raise RunError(
+            f"--resume {args.resume}: found other data ({dataset.name}, SHA-256 {dataset.sha256}), expected "
+            f"{earlier['dataset']} with {earlier['sha256']}; name the folder that holds it by --data-dir"
+        )
     split, eval_images, eval_labels = "test", dataset.test_images, dataset.test_labels
     if args.holdout is not None:
         dataset, eval_images, eval_labels = hold_out(dataset, args.holdout, args.seed)
         split = "holdout"
-    train_count = len(dataset.train_images)
+    train_count, eval_count, test_count = len(dataset.train_images), len(eval_images), len(dataset.test_images)
     if args.batch_size > train_count:
         raise RunError(f"--batch-size {args.batch_size}: expected at most {train_count}, the training images there are")
     dataset = dataset.to(device)
@@ -198,7 +236,11 @@ def run(args):
     def new_model():
         return Net(args.widths, args.dropout, args.margin).to(device, memory_format=torch.channels_last)
 
-    precision, why = choose_precision(args.precision, device, new_model())
+    if earlier:
+        torch.set_num_threads(earlier["threads"])  # their number decides how sums are rounded
+        precision, why = earlier["precision"], "as before"
+    else:
+        precision, why = choose_precision(args.precision, device, new_model())
     torch.manual_seed(args.seed)
     model = new_model()
     optimizer = make_optimizer(model, config)
@@ -210,13 +252,15 @@ def run(args):
         return images if in_last_part else random_affine(images)
 
     train_loader.augment = augment
-    metrics = {
+    metrics = earlier or {
         "dataset": dataset.name,
+        "sha256": dataset.sha256,
         "seed": args.seed,
         "params": count_parameters(model),
-        "device": str(device),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
         "precision": precision,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "config": config,
         "holdout": args.holdout,
         "epochs": [],
@@ -228,33 +272,60 @@ def run(args):
         "total_seconds": 0.0,
         "peak_memory_mb": None,
     }
-    record = Record(create_run_folder(args.out, args.seed), metrics, start)
-    held = f", {len(eval_images)} held-out" if args.holdout else ""
-    record.log(f"Run: {record.folder}, seed {args.seed}")
-    record.log(f"Data: {dataset.name}, {train_count} training{held} and {len(dataset.test_images)} test images")
-    record.log(f"Model: {metrics['params']} parameters")
-    threads = torch.get_num_threads()
-    record.log(f"Device: {device}, {threads} CPU threads, torch {torch.__version__}, {precision} ({why})")
-    record.write_metrics()
-    try:
-        for epoch in fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision):
-            is_best = record_epoch(metrics, epoch, split)
-            save_checkpoint(record.folder / "last.pt", model, metrics)
-            if is_best:
-                save_checkpoint(record.folder / "best.pt", model, metrics)
+    folder = Path(args.resume) if checkpoint else create_run_folder(args.out, args.seed)
+    with lock_run_folder(folder):
+        record = Record(folder, metrics, start - metrics["total_seconds"])
+
+        def save(name):
+            checkpoint = {
+                "format": FORMAT,
+                "net": {name: config[name] for name in ("widths", "dropout", "margin")},
+                **training_state(model, optimizer, scheduler),
+                "settings": {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS},
+                "metrics": metrics,
+                "log_bytes": record.log_bytes(),
+            }
+            save_checkpoint(folder / name, checkpoint)
+
+        try:
+            if checkpoint:
+                restore_training_state(checkpoint, model, optimizer, scheduler)
+                record.cut_log(checkpoint["log_bytes"])
+                record.log_epoch(split, eval_count)
+                record.log(f"Resumed after epoch {len(metrics['epochs'])}, torch {torch.__version__}")
+            else:
+                held = f", {eval_count} held-out" if args.holdout else ""
+                device_line = f"{device}, {metrics['threads']} CPU threads, torch {torch.__version__}"
+                record.log(f"Run: {folder}, seed {args.seed}")
+                record.log(f"Data: {dataset.name}, {train_count} training{held} and {test_count} test images")
+                record.log(f"Model: {metrics['params']} parameters")
+                record.log(f"Device: {device_line}, {precision} ({why})")
+                save("last.pt")
             record.write_metrics()
-            record.log(
-                f"Epoch {epoch['epoch']}/{args.epochs}: Train loss: {epoch['train_loss']:.4f}, "
-                f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
-            )
-            record.log(evaluation_line(split, epoch[f"{split}_loss"], epoch[f"{split}_accuracy"], len(eval_images)))
-            if metrics["target_epoch"] is not None and args.target < 100:
-                break
-    except (KeyboardInterrupt, FloatingPointError) as error:
-        record.write_metrics()
-        record.log(f"Stopped: {str(error) or 'interrupted'}; epochs finished: {len(metrics['epochs'])}")
-        raise
-    finish(record, split, model, test_loader if args.holdout else None, args.show)
+            finished = len(metrics["epochs"])
+            epochs = fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision, finished)
+            while len(metrics["epochs"]) < args.epochs and not stops_early(metrics):
+                epoch = next(epochs)
+                is_best = record_epoch(metrics, epoch, split)
+                record.write_metrics()
+                if is_best:
+                    save("best.pt")
+                save("last.pt")  # without it the epoch is trained again, to the same bits
+                record.log_epoch(split, eval_count)  # what the log says is safe
+            finish(record, split, model, test_loader if args.holdout else None, args.show)
+        except FloatingPointError as error:
+            record.write_metrics()
+            record.log(f"Stopped: {error}; epochs finished: {len(metrics['epochs'])}")
+            raise
+        except KeyboardInterrupt:
+            record.log(f"Interrupted; to go on: python train.py --resume {shlex.quote(str(folder))}")
+            raise
+        except RunError as error:
+            raise RunError(f"{error}; then go on by --resume {shlex.quote(str(folder))}") from error
+
+
+def stops_early(metrics):
+    return metrics["target_epoch"] is not None and metrics["target"] < 100
 
 
 def finish(record, split, model, test_loader, show):
@@ -264,7 +335,7 @@ def finish(record, split, model, test_loader, show):
         record.log(line)
     if test_loader is not None:
         # With the weights that the held-out images chose.
-        model.load_state_dict(torch.load(record.folder / "best.pt", weights_only=True)["model"])
+        model.load_state_dict(load_checkpoint(record.folder / "best.pt")["model"])
         loss, accuracy = evaluate(model, test_loader, metrics["precision"])
         metrics["test_loss"], metrics["test_accuracy"] = loss, accuracy
         record.log(evaluation_line("test", loss, accuracy, len(test_loader.images)))
@@ -273,7 +344,9 @@ def finish(record, split, model, test_loader, show):
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     draw_curves(figure, metrics, split)
-    figure.savefig(record.folder / "curves.png", dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    replace_file(record.folder / "curves.png", picture.getvalue())
     record.write_metrics()
     memory = f", peak memory {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else ""
     record.log(f"Training time: {metrics['train_seconds']:.1f} s, in total {metrics['total_seconds']:.1f} s{memory}")
@@ -284,11 +357,38 @@ def finish(record, split, model, test_loader, show):
         plt.show()
 
 
+def evaluate_checkpoint(args, checkpoint):
+    """Print loss, accuracy and accuracy per class of `checkpoint` on the test set of its data, or of --data-dir."""
+    device = choose_device(args.device)
+    dataset = load_dataset(args.dataset, args.data_dir).to(device)
+    loader = Loader(dataset.test_images, dataset.test_labels, 1000, shuffle=False)
+    model = Net(**checkpoint["net"]).to(device, memory_format=torch.channels_last)
+    model.load_state_dict(checkpoint["model"])
+    metrics = checkpoint["metrics"]
+    precision = metrics["precision"] if args.precision == "auto" else args.precision
+    logits = predict(model, loader, precision)
+    correct = logits.argmax(1) == loader.labels
+    print(f"Checkpoint: {args.evaluate}, epoch {len(metrics['epochs'])} of a run on {metrics['dataset']}")
+    print(f"Data: {dataset.name}, {len(loader.images)} test images")
+    loss = F.cross_entropy(logits, loader.labels).item()
+    print(evaluation_line("test", loss, 100 * correct.sum().item() / len(correct), len(correct)))
+    for label in loader.labels.unique().tolist():
+        hits = correct[loader.labels == label]
+        print(f"Class {label}: {hits.sum()}/{len(hits)} ({100 * hits.float().mean():.2f}%)")
+
+
 def main(argv=None):
     """Run the command line `argv`; returns the exit code."""
     args = parse_args(__doc__, argv)
     try:
-        run(args)
+        if args.evaluate:
+            checkpoint = load_checkpoint(args.evaluate)
+            evaluate_checkpoint(parse_args(__doc__, argv, checkpoint["settings"]), checkpoint)
+        elif args.resume:
+            checkpoint = load_checkpoint(Path(args.resume) / "last.pt")
+            run(parse_args(__doc__, argv, checkpoint["settings"]), checkpoint)
+        else:
+            run(args)
     except (DataError, RunError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -301,12 +401,21 @@ def main(argv=None):
             raise
         print("train.py: error: out of memory; try a smaller --batch-size or smaller --widths", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("train.py: interrupted", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
+
+
+def interrupt(signum, frame):
+    """Handler of SIGINT and SIGTERM: the first ends the run in good order, a second one at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt(signum)
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal can't show
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     sys.exit(main())
