@@ -10,6 +10,10 @@ def idx_bytes(array):
     return bytes((0, 0, 8, array.ndim)) + sizes + array.numpy().tobytes()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="inject faults as often as the README's figures say")
+
+
 @pytest.fixture
 def one_thread(monkeypatch):
     """Small nets train faster on one thread, many times so where other processes want the cores too."""

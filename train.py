@@ -11,6 +11,7 @@ Writes log.txt, metrics.json, curves.png, last.pt and best.pt into a folder of t
 
 import io
 import math
+import os
 import shlex
 import signal
 import sys
@@ -410,7 +411,7 @@ def main(argv=None):
 def interrupt(signum, frame):
     """Handler of SIGINT and SIGTERM: the first ends the run in good order, a second one at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, lambda signum, frame: os._exit(128 + signum))
     raise KeyboardInterrupt(signum)
 
 
