@@ -11,11 +11,20 @@ class ConvBlock(nn.Sequential):
     """Convolution, optional 2x2 max pooling, BatchNorm, SiLU.
 
     Pooling comes first: BatchNorm and the activation then see a quarter of the values (tuomaso/train_mnist_fast).
+    A separable convolution filters each channel alone and then mixes them by a 1x1 convolution, with a fraction of
+    the parameters (Xception, arXiv:1610.02357).
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size=3, padding=0, pool=False):
+    def __init__(self, in_channels, out_channels, kernel_size=3, padding=0, pool=False, separable=False):
+        if separable:
+            convolutions = [
+                nn.Conv2d(in_channels, in_channels, kernel_size, padding=padding, groups=in_channels, bias=False),
+                nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            ]
+        else:
+            convolutions = [nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)]
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False),
+            *convolutions,
             *([nn.MaxPool2d(2)] if pool else []),
             nn.BatchNorm2d(out_channels),
             nn.SiLU(),
@@ -29,20 +38,21 @@ class Net(nn.Module):
         widths: output channels of the five blocks.
         dropout: probability with which a pooled feature is zeroed in training.
         margin: pixels left out on each side of an image; MNIST's digits lie in the middle.
+        separable: whether the blocks after the first are of separable convolutions.
 
     Shapes: float images (N, 1, 28, 28) in, float logits (N, 10) out.
     """
 
-    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, margin=2):
+    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, margin=2, separable=False):
         super().__init__()
         self.margin = margin
         c1, c2, c3, c4, c5 = widths
         self.blocks = nn.Sequential(  # shapes for margin 2: (N, 1, 24, 24)
             ConvBlock(1, c1, kernel_size=5, pool=True),  # (N, c1, 10, 10)
-            ConvBlock(c1, c2, padding=1),  # (N, c2, 10, 10)
-            ConvBlock(c2, c3, pool=True),  # (N, c3, 4, 4)
-            ConvBlock(c3, c4, padding=1),  # (N, c4, 4, 4)
-            ConvBlock(c4, c5, padding=1),  # (N, c5, 4, 4)
+            ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 10, 10)
+            ConvBlock(c2, c3, pool=True, separable=separable),  # (N, c3, 4, 4)
+            ConvBlock(c3, c4, padding=1, separable=separable),  # (N, c4, 4, 4)
+            ConvBlock(c4, c5, padding=1, separable=separable),  # (N, c5, 4, 4)
         )
         self.gap = nn.AdaptiveAvgPool2d(1)  # (N, c5, 1, 1)
         self.dropout = nn.Dropout(dropout)

@@ -33,6 +33,7 @@ RECIPES = {
     },
 }
 
+NET_SETTINGS = ("widths", "dropout", "margin")  # the arguments of Net
 NOT_SETTINGS = {"out", "show", "resume", "evaluate"}  # flags of one call, not of the run
 MAY_DIFFER = {"resume": {"data_dir"}, "evaluate": {"data_dir", "device", "precision"}}
 

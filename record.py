@@ -28,10 +28,13 @@ class RunError(Exception):
 
 
 class Record:
-    """What a run leaves behind in its folder: log.txt, line by line, and metrics.json, whole each time."""
+    """What a run leaves behind in its folder: log.txt, line by line, and metrics.json, whole each time.
 
-    def __init__(self, folder, metrics, start):
-        self.folder, self.metrics, self.start = folder, metrics, start
+    `split` names the `count` images on which every epoch is evaluated; `start` is a time.perf_counter().
+    """
+
+    def __init__(self, folder, metrics, split, count, start):
+        self.folder, self.metrics, self.split, self.count, self.start = folder, metrics, split, count, start
 
     def log(self, line):
         print(line, flush=True)
@@ -44,14 +47,15 @@ class Record:
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
-    def log_epoch(self, split, count):
-        """Log the last epoch in the metrics, if there is one; `count` images are in `split`."""
+    def log_epoch(self):
+        """Log the last epoch in the metrics, if there is one."""
         for epoch in self.metrics["epochs"][-1:]:
             self.log(
                 f"Epoch {epoch['epoch']}/{self.metrics['config']['epochs']}: Train loss: {epoch['train_loss']:.4f}, "
                 f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
             )
-            self.log(evaluation_line(split, epoch[f"{split}_loss"], epoch[f"{split}_accuracy"], count))
+            loss, accuracy = epoch[f"{self.split}_loss"], epoch[f"{self.split}_accuracy"]
+            self.log(evaluation_line(self.split, loss, accuracy, self.count))
 
     def log_bytes(self):
         return (self.folder / "log.txt").stat().st_size

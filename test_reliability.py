@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,10 @@ from hypothesis import strategies as st
 import data
 import train
 from record import RunError, load_checkpoint, lock_run_folder
+
+if sys.platform != "linux":
+    pytest.skip("the faults are injected, and memory is measured, by means of Linux", allow_module_level=True)
+import resource  # noqa: E402  not there on Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,6 +139,38 @@ def test_kill_at_any_moment_and_resume(whole_run, tmp_path, repeat, capsys):
         assert same(without_times(folder), expected), folder
     with capsys.disabled():
         print(f"\nkill -9: {count} of {count} runs end bit-identical, {inside} of them were killed inside a write")
+
+
+def test_a_crash_before_any_write_takes_its_place(mnist_dir, tmp_path, monkeypatch):
+    """Every single write of a run, one after the other."""
+
+    class Crash(BaseException):
+        pass
+
+    def crash_at(call):
+        calls = iter(range(1, 1000))
+
+        def replace_or_crash(*args):
+            if next(calls) == call:
+                raise Crash
+            replace(*args)
+
+        monkeypatch.setattr(os, "replace", replace_or_crash)
+
+    replace = os.replace
+    argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 35, "--epochs", 4, "--lr", 0.1, "--out"]
+    assert run(*argv, tmp_path / "whole") == 0
+    expected = without_times(tmp_path / "whole")
+    for call in range(2, 1000):  # the first write is that of the checkpoint to start from
+        crash_at(call)
+        try:
+            assert run(*argv, tmp_path / str(call)) == 0
+            break
+        except Crash:
+            crash_at(None)
+            assert run("--resume", tmp_path / str(call)) == 0
+            assert same(without_times(tmp_path / str(call)), expected)
+    assert call > 10
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

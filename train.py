@@ -9,6 +9,7 @@
 Writes log.txt, metrics.json, curves.png, last.pt and best.pt into a folder of the run's own.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from data import DataError, Loader, RandomAffine, hold_out, load_dataset
 from model import Net, count_parameters
-from options import DEFAULT, NOT_SETTINGS, parse_args
+from options import DEFAULT, NET_SETTINGS, NOT_SETTINGS, parse_args
 from record import (
     FORMAT,
     Record,
@@ -235,7 +236,7 @@ def run(args, checkpoint=None):
     eval_loader = Loader(eval_images.to(device), eval_labels.to(device), 1000, shuffle=False)
 
     def new_model():
-        return Net(args.widths, args.dropout, args.margin).to(device, memory_format=torch.channels_last)
+        return Net(**{name: config[name] for name in NET_SETTINGS}).to(device, memory_format=torch.channels_last)
 
     if earlier:
         torch.set_num_threads(earlier["threads"])  # their number decides how sums are rounded
@@ -274,64 +275,70 @@ def run(args, checkpoint=None):
         "peak_memory_mb": None,
     }
     folder = Path(args.resume) if checkpoint else create_run_folder(args.out, args.seed)
-    with lock_run_folder(folder):
-        record = Record(folder, metrics, start - metrics["total_seconds"])
+    record = Record(folder, metrics, split, eval_count, start - metrics["total_seconds"])
 
-        def save(name):
-            checkpoint = {
-                "format": FORMAT,
-                "net": {name: config[name] for name in ("widths", "dropout", "margin")},
-                **training_state(model, optimizer, scheduler),
-                "settings": {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS},
-                "metrics": metrics,
-                "log_bytes": record.log_bytes(),
-            }
-            save_checkpoint(folder / name, checkpoint)
+    def save(name):
+        checkpoint = {
+            "format": FORMAT,
+            "net": {name: config[name] for name in NET_SETTINGS},
+            **training_state(model, optimizer, scheduler),
+            "settings": {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS},
+            "metrics": metrics,
+            "log_bytes": record.log_bytes(),
+        }
+        save_checkpoint(folder / name, checkpoint)
 
-        try:
-            if checkpoint:
-                restore_training_state(checkpoint, model, optimizer, scheduler)
-                record.cut_log(checkpoint["log_bytes"])
-                record.log_epoch(split, eval_count)
-                record.log(f"Resumed after epoch {len(metrics['epochs'])}, torch {torch.__version__}")
-            else:
-                held = f", {eval_count} held-out" if args.holdout else ""
-                device_line = f"{device}, {metrics['threads']} CPU threads, torch {torch.__version__}"
-                record.log(f"Run: {folder}, seed {args.seed}")
-                record.log(f"Data: {dataset.name}, {train_count} training{held} and {test_count} test images")
-                record.log(f"Model: {metrics['params']} parameters")
-                record.log(f"Device: {device_line}, {precision} ({why})")
-                save("last.pt")
+    with lock_run_folder(folder), resume_hint(record):
+        if checkpoint:
+            restore_training_state(checkpoint, model, optimizer, scheduler)
+            record.cut_log(checkpoint["log_bytes"])
+            record.log_epoch()
+            record.log(f"Resumed after epoch {len(metrics['epochs'])}, torch {torch.__version__}")
+        else:
+            held = f", {eval_count} held-out" if args.holdout else ""
+            device_line = f"{device}, {metrics['threads']} CPU threads, torch {torch.__version__}"
+            record.log(f"Run: {folder}, seed {args.seed}")
+            record.log(f"Data: {dataset.name}, {train_count} training{held} and {test_count} test images")
+            record.log(f"Model: {metrics['params']} parameters")
+            record.log(f"Device: {device_line}, {precision} ({why})")
+            save("last.pt")
+        record.write_metrics()
+        finished = len(metrics["epochs"])
+        epochs = fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision, finished)
+        while len(metrics["epochs"]) < args.epochs and not stops_early(metrics):
+            is_best = record_epoch(metrics, next(epochs), split)
             record.write_metrics()
-            finished = len(metrics["epochs"])
-            epochs = fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision, finished)
-            while len(metrics["epochs"]) < args.epochs and not stops_early(metrics):
-                epoch = next(epochs)
-                is_best = record_epoch(metrics, epoch, split)
-                record.write_metrics()
-                if is_best:
-                    save("best.pt")
-                save("last.pt")  # without it the epoch is trained again, to the same bits
-                record.log_epoch(split, eval_count)  # what the log says is safe
-            finish(record, split, model, test_loader if args.holdout else None, args.show)
-        except FloatingPointError as error:
-            record.write_metrics()
-            record.log(f"Stopped: {error}; epochs finished: {len(metrics['epochs'])}")
-            raise
-        except KeyboardInterrupt:
-            record.log(f"Interrupted; to go on: python train.py --resume {shlex.quote(str(folder))}")
-            raise
-        except RunError as error:
-            raise RunError(f"{error}; then go on by --resume {shlex.quote(str(folder))}") from error
+            if is_best:
+                save("best.pt")
+            save("last.pt")  # without it the epoch is trained again, to the same bits
+            record.log_epoch()  # what the log says is safe
+        finish(record, model, test_loader if args.holdout else None, args.show)
+
+
+@contextlib.contextmanager
+def resume_hint(record):
+    """Log what ends a run early, and how to go on with it."""
+    hint = f"python train.py --resume {shlex.quote(str(record.folder))}"
+    try:
+        yield
+    except FloatingPointError as error:
+        record.write_metrics()
+        record.log(f"Stopped: {error}; epochs finished: {len(record.metrics['epochs'])}")
+        raise
+    except KeyboardInterrupt:
+        record.log(f"Interrupted; to go on: {hint}")
+        raise
+    except RunError as error:
+        raise RunError(f"{error}; to go on after that: {hint}") from error
 
 
 def stops_early(metrics):
     return metrics["target_epoch"] is not None and metrics["target"] < 100
 
 
-def finish(record, split, model, test_loader, show):
+def finish(record, model, test_loader, show):
     """Write what follows the last epoch; a `test_loader` is for the one look at the test set after a holdout run."""
-    metrics = record.metrics
+    metrics, split = record.metrics, record.split
     for line in summary_lines(metrics, split):
         record.log(line)
     if test_loader is not None:
