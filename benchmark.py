@@ -93,6 +93,7 @@ def add_run(result, metrics, process_seconds):
             "seconds_to_target": round(sum(seconds[:met]), 3) if met else None,
             "total_seconds": round(process_seconds, 3),
             "peak_memory_mb": metrics["peak_memory_mb"],
+            "threads": metrics["threads"],
         }
     )
     result["runs"].sort(key=lambda run: run["seed"])

@@ -34,11 +34,16 @@ RECIPES = {
     },
     "best": {  # the highest accuracy in 20 epochs
         **DEFAULT,
+        "widths": [16, 48, 64, 80, 64],
+        "separable": True,
         "epochs": 20,
         "margin": 0,
         "dropout": 0.01,
-        "label_smoothing": 0.0,
-        "augment_until": 0.8,
+        "rotation": 12.0,
+        "translate": 0.08,
+        "scale": 0.12,
+        "shear": 8.0,
+        "augment_until": 0.9,
     },
     "tiny": {  # at most 3,000 parameters
         **DEFAULT,

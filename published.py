@@ -257,6 +257,7 @@ def run(args):
         "seed": args.seed,
         "params": count_parameters(model),
         "device": str(device),
+        "threads": torch.get_num_threads(),
         "target": None,
         "target_epoch": None,
         "epochs": [],
