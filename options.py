@@ -39,10 +39,6 @@ RECIPES = {
         "epochs": 20,
         "margin": 0,
         "dropout": 0.01,
-        "rotation": 12.0,
-        "translate": 0.08,
-        "scale": 0.12,
-        "shear": 8.0,
         "augment_until": 0.9,
     },
     "tiny": {  # at most 3,000 parameters
