@@ -48,11 +48,9 @@ RECIPES = {
         "epochs": 20,
         "margin": 0,
         "dropout": 0.01,
-        "label_smoothing": 0.0,
         "augment_until": 0.8,
     },
 }
-
 NET_SETTINGS = ("widths", "dropout", "margin", "separable")  # the arguments of Net
 NOT_SETTINGS = {"out", "show", "resume", "evaluate"}  # flags of one call, not of the run
 MAY_DIFFER = {"resume": {"data_dir"}, "evaluate": {"data_dir", "device", "precision"}}
