@@ -53,7 +53,7 @@ RECIPES = {
 }
 NET_SETTINGS = ("widths", "dropout", "margin", "separable")  # the arguments of Net
 NOT_SETTINGS = {"out", "show", "resume", "evaluate"}  # flags of one call, not of the run
-MAY_DIFFER = {"resume": {"data_dir"}, "evaluate": {"data_dir", "device", "precision"}}
+MAY_DIFFER = {"resume": {"data_dir"}, "evaluate": {"dataset", "data_dir", "device", "precision"}}
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +89,14 @@ def path(text):
     if not text:
         raise argparse.ArgumentTypeError("found an empty path")
     return text
+
+
+def as_typed(name, value):
+    """The setting `name` as on a command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} " + (" ".join(map(str, value)) if isinstance(value, list) else str(value).lower())
 
 
 def parse_args(description, argv=None, settings=None):
@@ -194,7 +202,7 @@ def parse_args(description, argv=None, settings=None):
 
     group = parser.add_argument_group("an earlier run, with the settings that it had").add_mutually_exclusive_group()
     add(group, "--resume", type=path, metavar="RUN", help="go on in this folder after its last finished epoch")
-    add(group, "--evaluate", type=path, metavar="CHECKPOINT", help="only test a last.pt or best.pt; write nothing")
+    add(group, "--evaluate", type=path, metavar="CHECKPOINT", help="only test a last.pt or best.pt")
     if settings is None:
         parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
         args = parser.parse_args(argv)
@@ -203,10 +211,10 @@ def parse_args(description, argv=None, settings=None):
         free = MAY_DIFFER["resume" if args.resume else "evaluate"]
         for name, value in settings.items():
             if getattr(args, name) != value and name not in free:
-                flag = f"--{name.replace('_', '-')}"
-                parser.error(f"{flag}: found {getattr(args, name)}, but the run has {value}; drop {flag}")
+                given, own = as_typed(name, getattr(args, name)), as_typed(name, value)
+                parser.error(f"{given}: contradicts the run's own {own}; drop it")
     if args.out is not None and (args.resume or args.evaluate):
         parser.error("--out: found with --resume or --evaluate, which start no new run; drop it")
     if args.dataset == "digits" and args.data_dir is not None:
-        parser.error("--data-dir: found with --dataset digits, which comes with scikit-learn; drop one of the two")
+        parser.error("--data-dir: found with --dataset digits, which needs no files; drop it or add --dataset mnist")
     return args

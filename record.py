@@ -15,10 +15,12 @@ import filelock
 import torch
 
 from model import Net
+from options import DEFAULT, NET_SETTINGS
 
 RUN_FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
 FORMAT = 1  # of a checkpoint; another one is refused
 CHECKPOINT_KEYS = {"format", "net", "model", "settings", "metrics", "log_bytes", "optimizer", "scheduler", "random"}
+METRICS = {"dataset", "sha256", "device", "threads", "precision", "epochs", "target", "target_epoch", "total_seconds"}
 
 
 class RunError(Exception):
@@ -37,7 +39,6 @@ class Record:
         self.folder, self.metrics, self.split, self.count, self.start = folder, metrics, split, count, start
 
     def log(self, line):
-        print(line, flush=True)
         path = self.folder / "log.txt"
         try:
             with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -46,6 +47,7 @@ class Record:
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}") from error
+        say(line)
 
     def log_epoch(self):
         """Log the last epoch in the metrics, if there is one."""
@@ -58,13 +60,15 @@ class Record:
             self.log(evaluation_line(self.split, loss, accuracy, self.count))
 
     def log_bytes(self):
-        return (self.folder / "log.txt").stat().st_size
+        path = self.folder / "log.txt"
+        return path.stat().st_size if path.exists() else 0
 
     def cut_log(self, size):
         """Take back what was logged after the first `size` bytes."""
         path = self.folder / "log.txt"
         try:
-            os.truncate(path, min(size, path.stat().st_size))
+            if size < self.log_bytes():
+                os.truncate(path, size)
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -72,6 +76,15 @@ class Record:
         self.metrics["total_seconds"] = round(time.perf_counter() - self.start, 3)
         self.metrics["peak_memory_mb"] = max(self.metrics["peak_memory_mb"] or 0, peak_memory_mb() or 0) or None
         write_json(self.folder / "metrics.json", self.metrics)
+
+
+def say(line, stream=None):
+    """Print `line`; where its reader has gone (a closed pipe, a full disk), the program goes on without printing."""
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def record_epoch(metrics, epoch, split):
@@ -139,15 +152,13 @@ def create_run_folder(out, seed):
 
 
 def lock_run_folder(folder):
-    """The lock of a run, held until it is released or its process ends; RunError while another process holds it."""
-    lock = filelock.FileLock(folder / ".lock")
+    """Lock a run's folder: a context manager; a process that dies lets go. RunError while another one holds it."""
     try:
-        lock.acquire(timeout=0)
+        return filelock.FileLock(Path(folder, ".lock")).acquire(timeout=0)
     except filelock.Timeout as error:
         raise RunError(f"{folder} is in use by another process; wait until it ends") from error
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}; restore its permissions") from error
-    return lock
 
 
 def replace_file(path, content):
@@ -159,17 +170,17 @@ def replace_file(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if os.name == "posix":  # the new name must survive a power cut too
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}; what it held before is kept") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Windows and some network file systems cannot sync a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new name must survive a power cut too
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path, value):
@@ -186,9 +197,8 @@ def save_checkpoint(path, checkpoint):
 
 def load_checkpoint(path):
     """The checkpoint at `path`, on the CPU; RunError where it is damaged or of another format. Runs no code from it."""
-    path = Path(path)
-    if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
+    if not os.path.isfile(path):
+        found = "is not a file" if os.path.exists(path) else "does not exist"
         raise RunError(f"{path} {found}; expected last.pt or best.pt of a run")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -211,6 +221,14 @@ def load_checkpoint(path):
     missing = sorted(CHECKPOINT_KEYS - set(checkpoint))
     if missing:
         raise RunError(f"{path} lacks {', '.join(missing)}; expected a last.pt or best.pt of a run")
+    settings, metrics = checkpoint["settings"], checkpoint["metrics"]
+    if not (isinstance(settings, dict) and isinstance(metrics, dict) and isinstance(checkpoint["log_bytes"], int)):
+        raise RunError(f"{path}: its settings and metrics are no dicts; expected a last.pt or best.pt of a run")
+    missing = sorted((DEFAULT.keys() - settings.keys()) | (METRICS - metrics.keys()))
+    if missing:
+        raise RunError(f"{path} lacks {', '.join(missing)} in settings or metrics; expected a last.pt or best.pt")
+    if checkpoint["net"] != {name: settings[name] for name in NET_SETTINGS}:
+        raise RunError(f"{path}: its network is not that of its settings; expected a last.pt or best.pt of a run")
     try:
         with torch.device("meta"):  # shapes alone: a wrong width must not claim memory
             expected = Net(**checkpoint["net"]).state_dict()

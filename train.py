@@ -4,7 +4,7 @@
     python train.py --target none --epochs 18     to the end, for the best accuracy
     python train.py --dataset digits              on a machine without MNIST and without a network
     python train.py --resume runs/NAME            goes on with an interrupted run, to the same bits
-    python train.py --evaluate runs/NAME/best.pt  tests and writes nothing
+    python train.py --evaluate runs/NAME/best.pt  tests a checkpoint
 
 Writes log.txt, metrics.json, curves.png, last.pt and best.pt into a folder of the run's own.
 """
@@ -18,6 +18,21 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+
+def end_at_once(signum, frame):
+    """Handler of a second SIGINT or SIGTERM, and of the first one while torch is imported, which takes seconds."""
+    os.write(2, b"train.py: interrupted\n")
+    os._exit(128 + signum)
+
+
+def handle_signals(handler):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    handle_signals(end_at_once)
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +53,7 @@ from record import (
     record_epoch,
     replace_file,
     save_checkpoint,
+    say,
     summary_lines,
 )
 
@@ -167,7 +183,9 @@ def choose_device(requested):
         requested = next(name for name, there in available.items() if there)
     if not available[requested]:
         found = ", ".join(name for name, there in available.items() if there)
-        raise RunError(f"--device {requested}: torch {torch.__version__} finds only {found} here; try --device auto")
+        raise RunError(
+            f"--device {requested}: torch {torch.__version__} finds only {found} here; a new run may take --device auto"
+        )
     return torch.device(requested)
 
 
@@ -203,12 +221,15 @@ def training_state(model, optimizer, scheduler):
 
 
 def restore_training_state(checkpoint, model, optimizer, scheduler):
-    """Undo what happened since `checkpoint` held their training_state."""
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    scheduler.load_state_dict(checkpoint["scheduler"])
-    for name, state in checkpoint["random"].items():
-        torch.set_rng_state(state) if name == "cpu" else torch.get_device_module(name).set_rng_state(state)
+    """Undo what happened since `checkpoint` held their training_state; RunError where it does not fit."""
+    try:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        for name, state in checkpoint["random"].items():
+            torch.set_rng_state(state) if name == "cpu" else torch.get_device_module(name).set_rng_state(state)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"last.pt does not fit its own settings ({type(error).__name__}: {error})") from error
 
 
 def run(args, checkpoint=None):
@@ -280,20 +301,23 @@ def run(args, checkpoint=None):
     def save(name):
         checkpoint = {
             "format": FORMAT,
-            "net": {name: config[name] for name in NET_SETTINGS},
+            "net": {setting: config[setting] for setting in NET_SETTINGS},
             **training_state(model, optimizer, scheduler),
-            "settings": {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS},
+            "settings": {setting: value for setting, value in vars(args).items() if setting not in NOT_SETTINGS},
             "metrics": metrics,
             "log_bytes": record.log_bytes(),
         }
         save_checkpoint(folder / name, checkpoint)
 
-    with lock_run_folder(folder), resume_hint(record):
+    # main holds the lock of a run that is resumed
+    with contextlib.nullcontext() if checkpoint else lock_run_folder(folder), resume_hint(record):
         if checkpoint:
             restore_training_state(checkpoint, model, optimizer, scheduler)
             record.cut_log(checkpoint["log_bytes"])
+        else:
+            save("last.pt")
+        if metrics["epochs"]:
             record.log_epoch()
-            record.log(f"Resumed after epoch {len(metrics['epochs'])}, torch {torch.__version__}")
         else:
             held = f", {eval_count} held-out" if args.holdout else ""
             device_line = f"{device}, {metrics['threads']} CPU threads, torch {torch.__version__}"
@@ -301,7 +325,8 @@ def run(args, checkpoint=None):
             record.log(f"Data: {dataset.name}, {train_count} training{held} and {test_count} test images")
             record.log(f"Model: {metrics['params']} parameters")
             record.log(f"Device: {device_line}, {precision} ({why})")
-            save("last.pt")
+        if checkpoint:
+            record.log(f"Resumed after epoch {len(metrics['epochs'])}, torch {torch.__version__}")
         record.write_metrics()
         finished = len(metrics["epochs"])
         epochs = fit(model, optimizer, scheduler, train_loader, eval_loader, split, config, precision, finished)
@@ -312,13 +337,23 @@ def run(args, checkpoint=None):
                 save("best.pt")
             save("last.pt")  # without it the epoch is trained again, to the same bits
             record.log_epoch()  # what the log says is safe
-        finish(record, model, test_loader if args.holdout else None, args.show)
+        finish(record, model, test_loader if args.holdout else None)
+    if args.show:
+        import matplotlib.pyplot as plt
+
+        draw_curves(plt.figure(figsize=(10, 4), layout="constrained"), metrics, split)
+        plt.show()
 
 
 @contextlib.contextmanager
 def resume_hint(record):
     """Log what ends a run early, and how to go on with it."""
-    hint = f"python train.py --resume {shlex.quote(str(record.folder))}"
+    folder = shlex.quote(str(record.folder))
+
+    def hint():
+        begun = (record.folder / "last.pt").exists()
+        return f"python train.py --resume {folder}" if begun else f"remove {folder} and start again"
+
     try:
         yield
     except FloatingPointError as error:
@@ -326,17 +361,17 @@ def resume_hint(record):
         record.log(f"Stopped: {error}; epochs finished: {len(record.metrics['epochs'])}")
         raise
     except KeyboardInterrupt:
-        record.log(f"Interrupted; to go on: {hint}")
+        record.log(f"Interrupted; to go on: {hint()}")
         raise
     except RunError as error:
-        raise RunError(f"{error}; to go on after that: {hint}") from error
+        raise RunError(f"{error}; to go on after that: {hint()}") from error
 
 
 def stops_early(metrics):
     return metrics["target_epoch"] is not None and metrics["target"] < 100
 
 
-def finish(record, model, test_loader, show):
+def finish(record, model, test_loader):
     """Write what follows the last epoch; a `test_loader` is for the one look at the test set after a holdout run."""
     metrics, split = record.metrics, record.split
     for line in summary_lines(metrics, split):
@@ -358,11 +393,6 @@ def finish(record, model, test_loader, show):
     record.write_metrics()
     memory = f", peak memory {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else ""
     record.log(f"Training time: {metrics['train_seconds']:.1f} s, in total {metrics['total_seconds']:.1f} s{memory}")
-    if show:
-        import matplotlib.pyplot as plt
-
-        draw_curves(plt.figure(figsize=(10, 4), layout="constrained"), metrics, split)
-        plt.show()
 
 
 def evaluate_checkpoint(args, checkpoint):
@@ -376,13 +406,13 @@ def evaluate_checkpoint(args, checkpoint):
     precision = metrics["precision"] if args.precision == "auto" else args.precision
     logits = predict(model, loader, precision)
     correct = logits.argmax(1) == loader.labels
-    print(f"Checkpoint: {args.evaluate}, epoch {len(metrics['epochs'])} of a run on {metrics['dataset']}")
-    print(f"Data: {dataset.name}, {len(loader.images)} test images")
+    say(f"Checkpoint: {args.evaluate}, epoch {len(metrics['epochs'])} of a run on {metrics['dataset']}")
+    say(f"Data: {dataset.name}, {len(loader.images)} test images")
     loss = F.cross_entropy(logits, loader.labels).item()
-    print(evaluation_line("test", loss, 100 * correct.sum().item() / len(correct), len(correct)))
+    say(evaluation_line("test", loss, 100 * correct.sum().item() / len(correct), len(correct)))
     for label in loader.labels.unique().tolist():
         hits = correct[loader.labels == label]
-        print(f"Class {label}: {hits.sum()}/{len(hits)} ({100 * hits.float().mean():.2f}%)")
+        say(f"Class {label}: {hits.sum()}/{len(hits)} ({100 * hits.float().mean():.2f}%)")
 
 
 def main(argv=None):
@@ -393,37 +423,42 @@ def main(argv=None):
             checkpoint = load_checkpoint(args.evaluate)
             evaluate_checkpoint(parse_args(__doc__, argv, checkpoint["settings"]), checkpoint)
         elif args.resume:
-            checkpoint = load_checkpoint(Path(args.resume) / "last.pt")
-            run(parse_args(__doc__, argv, checkpoint["settings"]), checkpoint)
+            checkpoint_path = Path(args.resume, "last.pt")
+            if not os.path.exists(checkpoint_path):
+                raise RunError(
+                    f"--resume {args.resume}: found no last.pt in it, expected the folder of a run; "
+                    "a run that ended before its first checkpoint must be started anew"
+                )
+            with lock_run_folder(args.resume):
+                checkpoint = load_checkpoint(checkpoint_path)
+                run(parse_args(__doc__, argv, checkpoint["settings"]), checkpoint)
         else:
             run(args)
     except (DataError, RunError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        say(f"train.py: error: {error}", sys.stderr)
         return error.exit_code
     except FloatingPointError as error:
-        print(f"train.py: error: {error}; earlier epochs are kept, try a lower --lr", file=sys.stderr)
+        say(f"train.py: error: {error}; earlier epochs are kept, try a lower --lr", sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
         # torch has no type of its own for a CPU that runs out of memory
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        print("train.py: error: out of memory; try a smaller --batch-size or smaller --widths", file=sys.stderr)
+        say("train.py: error: out of memory; try a smaller --batch-size or smaller --widths", sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("train.py: interrupted", file=sys.stderr)
+        say("train.py: interrupted", sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
 
 
 def interrupt(signum, frame):
-    """Handler of SIGINT and SIGTERM: the first ends the run in good order, a second one at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, frame: os._exit(128 + signum))
+    """Handler of the first SIGINT or SIGTERM: ends the run in good order."""
+    handle_signals(end_at_once)
     raise KeyboardInterrupt(signum)
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal can't show
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    handle_signals(interrupt)
     sys.exit(main())
