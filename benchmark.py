@@ -158,6 +158,8 @@ def draw(results, folder):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    # Of a recipe in several files, the one with the most runs.
+    results = {name_of(result): result for result in sorted(results, key=lambda result: len(result["runs"]))}.values()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for result in results:
         runs = result["runs"]

@@ -1,7 +1,7 @@
 """Faults injected into runs: kills, full disks, damaged files, random flags, many epochs.
 
-pytest test_reliability.py                    the quick forms
-pytest test_reliability.py --full -s -k kill  one of them in full, with its figures (-k idx, checkpoint, flags, soak)
+    pytest test_reliability.py                      quick forms
+    pytest test_reliability.py --full [-k NAME]     in full, with the figures that the README shows
 """
 
 import contextlib
@@ -633,3 +633,10 @@ def test_memory_and_open_files_stay_flat_over_many_epochs(tmp_path, monkeypatch,
     assert log.count("Test set: ") == epochs
     with capsys.disabled():
         print(f"\n{epochs} epochs: {files[-1]} open files, second half took {growth:.1f} MB more than the first")
+
+
+def test_the_readme_shows_the_committed_figures():
+    figures = re.findall(r"^(?:kill -9|\d+ [\w ]+): (.+)$", (ROOT / "results" / "reliability.txt").read_text(), re.M)
+    assert len(figures) == 5
+    for figure in figures:
+        assert figure in (ROOT / "README.md").read_text(encoding="utf-8"), figure
