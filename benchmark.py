@@ -129,13 +129,15 @@ def summarise(runs):
 
 
 def table(results):
-    """The lines of a Markdown table of `results`; times are medians, everything else over all runs."""
+    """The lines of a Markdown table of `results` that have runs; times are medians, everything else over all runs."""
     yield (
         "| recipe | parameters | epochs | n | mean ± std (%) | 95% CI of the mean | min | runs ≥ 99.4% "
         "| first epoch with mean ≥ 99.4% | training s/epoch | training s to it | process s | peak MB |"
     )
     yield "|" + " --- |" * 13
     for result in results:
+        if not result["runs"]:
+            continue
         s = summarise(result["runs"])
         std = "" if s["std"] is None else f" ± {s['std']:.3f}"
         interval = "–" if s["ci95"] is None else f"{s['ci95'][0]:.3f} to {s['ci95'][1]:.3f}"
@@ -159,7 +161,8 @@ def draw(results, folder):
     import matplotlib.pyplot as plt
 
     # Of a recipe in several files, the one with the most runs.
-    results = {name_of(result): result for result in sorted(results, key=lambda result: len(result["runs"]))}.values()
+    results = sorted((result for result in results if result["runs"]), key=lambda result: len(result["runs"]))
+    results = {name_of(result): result for result in results}.values()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for result in results:
         runs = result["runs"]

@@ -91,6 +91,10 @@ def test_table_and_pictures(tmp_path, trained, capsys):
     capsys.readouterr()
     assert run("--table", tmp_path / "default.json", tmp_path / "net-9720.json") == 0
     assert capsys.readouterr().out.count("\n") == 4
+    [published] = json.loads((tmp_path / "net-9720.json").read_text())
+    (tmp_path / "net-9720.json").write_text(json.dumps([published, {**published, "recipe": "net-11034", "runs": []}]))
+    assert run("--table", tmp_path / "default.json", tmp_path / "net-9720.json") == 0  # of an interrupted benchmark
+    assert capsys.readouterr().out.count("\n") == 4
     for name in ("accuracy_over_seconds.png", "accuracy_over_parameters.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -153,8 +157,9 @@ def test_the_readme_shows_the_tables_of_the_committed_results():
     for path in paths:
         results = benchmark.read_results(path)
         for result in results:
-            summary = benchmark.summarise(result["runs"])  # the file's own summary is that of its runs
-            assert all(result[name] == summary[name] for name in ("mean", "std", "ci95"))
+            if result["runs"]:
+                summary = benchmark.summarise(result["runs"])  # the file's own summary is that of its runs
+                assert all(result[name] == summary[name] for name in ("mean", "std", "ci95"))
         for line in benchmark.table(results):
             assert line in readme, line
 

@@ -1,7 +1,7 @@
 """Faults injected into runs: kills, full disks, damaged files, random flags, many epochs.
 
-    pytest test_reliability.py                      quick forms
-    pytest test_reliability.py --full [-k NAME]     in full, with the figures that the README shows
+pytest test_reliability.py                      quick forms
+pytest test_reliability.py --full [-k NAME]     in full, with the figures that the README shows
 """
 
 import contextlib
