@@ -194,9 +194,9 @@ def draw(results, folder):
     axes.errorbar([], [], fmt="o", color="C0", label="this project: final epoch, mean ± std")
     axes.errorbar([], [], fmt="s", color="C1", label="published recipes, trained here: final epoch, mean ± std")
     axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 21_000), xlabel="parameters", ylabel="test accuracy (%)")
+    axes.set(xlim=(0, 22_500), xlabel="parameters", ylabel="test accuracy (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center")
     figure.savefig(folder / "accuracy_over_parameters.png", dpi=120)
     plt.close(figure)
 
