@@ -189,7 +189,12 @@ def draw(results, folder):
         spread = s["std"] or 0
         axes.errorbar(result["params"], s["mean"], yerr=spread, fmt="o" if ours else "s", color="C0" if ours else "C1")
         axes.annotate(
-            name_of(result), (result["params"], s["mean"]), textcoords="offset points", xytext=(6, 4), fontsize=8
+            name_of(result),
+            (result["params"], s["mean"]),
+            textcoords="offset points",
+            xytext=(6, 4),
+            rotation=30,  # neighbours do not cover each other
+            fontsize=8,
         )
     axes.errorbar([], [], fmt="o", color="C0", label="this project: final epoch, mean ± std")
     axes.errorbar([], [], fmt="s", color="C1", label="published recipes, trained here: final epoch, mean ± std")
