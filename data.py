@@ -96,8 +96,7 @@ def load_digits_28x28():
     images = F.pad(images, (4, 4, 4, 4)).round().byte().numpy()  # (1797, 1, 28, 28)
     split = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
     train_images, test_images, train_labels, test_labels = (torch.from_numpy(array) for array in split)
-    tensors = train_images, train_labels.byte(), test_images, test_labels.byte()
-    return make_dataset("digits", *tensors)
+    return make_dataset("digits", train_images, train_labels.byte(), test_images, test_labels.byte())
 
 
 def import_torchvision_mnist():
@@ -201,7 +200,7 @@ def load_idx_files(paths):
 
 
 def make_dataset(name, train_images, train_labels, test_images, test_labels):
-    """A Dataset of uint8 tensors."""
+    """A Dataset of uint8 tensors, images (N, 1, 28, 28) and labels (N,), with their check sum."""
     digest = hashlib.sha256()
     for tensor in (train_images, train_labels, test_images, test_labels):
         digest.update(tensor.contiguous().numpy())

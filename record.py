@@ -50,14 +50,13 @@ class Record:
         say(line)
 
     def log_epoch(self):
-        """Log the last epoch in the metrics, if there is one."""
-        for epoch in self.metrics["epochs"][-1:]:
-            self.log(
-                f"Epoch {epoch['epoch']}/{self.metrics['config']['epochs']}: Train loss: {epoch['train_loss']:.4f}, "
-                f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
-            )
-            loss, accuracy = epoch[f"{self.split}_loss"], epoch[f"{self.split}_accuracy"]
-            self.log(evaluation_line(self.split, loss, accuracy, self.count))
+        """Log the last epoch in the metrics."""
+        epoch = self.metrics["epochs"][-1]
+        self.log(
+            f"Epoch {epoch['epoch']}/{self.metrics['config']['epochs']}: Train loss: {epoch['train_loss']:.4f}, "
+            f"Accuracy: {epoch['train_accuracy']:.2f}%, lr: {epoch['lr']:.4f}, {epoch['seconds']:.1f} s"
+        )
+        self.log(evaluation_line(self.split, epoch[f"{self.split}_loss"], epoch[f"{self.split}_accuracy"], self.count))
 
     def log_bytes(self):
         path = self.folder / "log.txt"

@@ -395,13 +395,17 @@ def test_a_test_loss_that_is_not_finite_stops_too(tmp_path, monkeypatch, capsys)
 # Bad input: one line, exit code 2, nothing written
 
 
-def assert_refused(capsys, code, argv, *expected):
-    """`argv` ends with `code` and one line on stderr that holds every string of `expected`."""
-    assert run(*argv) == code
-    captured = capsys.readouterr()
+def assert_one_line(captured, *expected):
+    """`captured` holds one line on stderr, with every string of `expected`."""
     assert captured.err.count("\n") == 1 and captured.err.startswith("train.py: error: "), captured.err
     for text in expected:
         assert text in captured.err, captured.err
+
+
+def assert_refused(capsys, code, argv, *expected):
+    """`argv` ends with `code` and one line on stderr that holds every string of `expected`."""
+    assert run(*argv) == code
+    assert_one_line(capsys.readouterr(), *expected)
 
 
 @pytest.mark.parametrize(
