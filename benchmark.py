@@ -90,7 +90,7 @@ def add_run(result, metrics, process_seconds):
             "epoch_test_accuracy": accuracies,
             "final_test_accuracy": metrics["final_test_accuracy"],
             "train_seconds": metrics["train_seconds"],
-            "seconds_to_target": round(sum(seconds[:met]), 3) if met else None,
+            "seconds_to_target": round(metrics["train_seconds"] - sum(seconds[met:]), 3) if met else None,
             "total_seconds": round(process_seconds, 3),
             "peak_memory_mb": metrics["peak_memory_mb"],
             "threads": metrics["threads"],

@@ -8,6 +8,7 @@ DEFAULT = {
     "dropout": 0.05,
     "margin": 2,  # pixels
     "separable": False,  # convolutions, all but the first
+    "deskew": True,  # shear every digit upright first
     "epochs": 2,
     "batch_size": 128,
     "lr": 1.0,  # the peak of the one cycle
@@ -36,6 +37,7 @@ RECIPES = {
         **DEFAULT,
         "widths": [16, 48, 64, 80, 64],
         "separable": True,
+        "deskew": False,  # gained nothing here
         "epochs": 20,
         "margin": 0,
         "dropout": 0.01,
@@ -48,7 +50,7 @@ RECIPES = {
         "epochs": 20,
         "margin": 0,
         "dropout": 0.01,
-        "augment_until": 0.8,
+        "augment_until": 0.9,
     },
 }
 NET_SETTINGS = ("widths", "dropout", "margin", "separable")  # the arguments of Net
@@ -179,6 +181,12 @@ def parse_args(description, argv=None, settings=None):
         type=path,
         metavar="DIR",
         help="look for MNIST-format files only there; else ./data, ../shared/mnist, download",
+    )
+    add(
+        group,
+        "--deskew",
+        action=argparse.BooleanOptionalAction,
+        help="shear every digit upright first, training and test images alike",
     )
     add(
         group,

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -116,6 +117,24 @@ def test_affine_equals_torchvision_image_by_image():
             interpolation=InterpolationMode.BILINEAR,
         )
         torch.testing.assert_close(ours[i], theirs, rtol=0, atol=1e-4)
+
+
+def test_deskew_undoes_the_slant_of_each_digit():
+    digits = data.load_dataset("digits").train_images[:100]
+    still, slant = torch.zeros(100), torch.linspace(-25, 25, 100)
+    leaning = data.affine(digits.float(), still, torch.zeros(2, 100), still + 1, slant).round().byte()
+    upright = data.deskew(leaning)
+    y, x = np.mgrid[:28, :28].reshape(2, -1)
+
+    def slants(images):
+        moments = (np.cov(x, y, aweights=image.flatten()) for image in images.numpy())
+        return np.array([cov[0, 1] / cov[1, 1] for cov in moments])
+
+    assert abs(slants(leaning)).max() > 0.4
+    assert abs(slants(upright)).max() < 0.02
+    blank = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    blank[1, 0, 5, 3:9] = 200  # one row has no slant
+    assert torch.equal(data.deskew(blank), blank)
 
 
 def test_augmentation_differs_between_samples_and_keeps_labels():
@@ -249,11 +268,11 @@ def test_one_step_per_batch_and_decay_on_weights_only(tmp_path, monkeypatch):
 def test_the_last_part_of_the_run_is_not_augmented(tmp_path, monkeypatch):
     augmented = []
     monkeypatch.setattr(data, "affine", lambda images, **amounts: augmented.append(len(images)) or images)
-    assert run(*DIGITS, "--epochs", 4, "--augment-until", 0.6, "--out", tmp_path / "run") == 0
+    assert run(*DIGITS, "--epochs", 4, "--augment-until", 0.6, "--no-deskew", "--out", tmp_path / "run") == 0
     batches = math.ceil(1437 / 64)
     assert len(augmented) == math.ceil(0.6 * 4 * batches)
     augmented.clear()
-    assert run(*DIGITS, "--epochs", 1, "--augment-until", 0, "--out", tmp_path / "plain") == 0
+    assert run(*DIGITS, "--epochs", 1, "--augment-until", 0, "--no-deskew", "--out", tmp_path / "plain") == 0
     assert augmented == []
 
 
