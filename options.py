@@ -28,7 +28,6 @@ RECIPES = {
         **DEFAULT,
         "epochs": 1,
         "batch_size": 64,
-        "margin": 0,
         "dropout": 0.01,
         "weight_decay": 0.0,
         "augment_until": 0.6,
