@@ -1,4 +1,4 @@
-"""Images and labels as tensors: find, download and check the files; cut, augment and normalise batches.
+"""Images and labels as tensors: find, download and check the files; deskew, augment and normalise batches.
 
 Images are uint8 (N, 1, 28, 28) and labels int64 (N,), both on the training device from start to end.
 """

@@ -358,7 +358,7 @@ def test_full_run_as_a_user_sees_it(tmp_path):
     model = Net(**checkpoint["net"])
     model.load_state_dict(checkpoint["model"])
     digits = data.load_dataset("digits")
-    loader = data.Loader(digits.test_images, digits.test_labels, 1000, shuffle=False)
+    loader = data.Loader(data.deskew(digits.test_images), digits.test_labels, 1000, shuffle=False)
     loss, accuracy = train.evaluate(model, loader, metrics["precision"])
     assert accuracy == metrics["final_test_accuracy"] and f"{loss:.4f}" == lines[-1][0]
 
