@@ -8,7 +8,7 @@ DEFAULT = {
     "dropout": 0.05,
     "margin": 2,  # pixels
     "separable": False,  # convolutions, all but the first
-    "deskew": True,  # shear every digit upright first
+    "deskew": False,  # shear every digit upright first
     "epochs": 2,
     "batch_size": 128,
     "lr": 1.0,  # the peak of the one cycle
@@ -28,6 +28,7 @@ RECIPES = {
         **DEFAULT,
         "epochs": 1,
         "batch_size": 64,
+        "margin": 0,
         "dropout": 0.01,
         "weight_decay": 0.0,
         "augment_until": 0.6,
@@ -36,7 +37,6 @@ RECIPES = {
         **DEFAULT,
         "widths": [16, 48, 64, 80, 64],
         "separable": True,
-        "deskew": False,  # gained nothing here
         "epochs": 20,
         "margin": 0,
         "dropout": 0.01,
@@ -46,6 +46,7 @@ RECIPES = {
         **DEFAULT,
         "widths": [8, 20, 24, 22, 22],
         "separable": True,
+        "deskew": True,
         "epochs": 20,
         "margin": 0,
         "dropout": 0.01,
