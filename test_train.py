@@ -268,11 +268,11 @@ def test_one_step_per_batch_and_decay_on_weights_only(tmp_path, monkeypatch):
 def test_the_last_part_of_the_run_is_not_augmented(tmp_path, monkeypatch):
     augmented = []
     monkeypatch.setattr(data, "affine", lambda images, **amounts: augmented.append(len(images)) or images)
-    assert run(*DIGITS, "--epochs", 4, "--augment-until", 0.6, "--no-deskew", "--out", tmp_path / "run") == 0
+    assert run(*DIGITS, "--epochs", 4, "--augment-until", 0.6, "--out", tmp_path / "run") == 0
     batches = math.ceil(1437 / 64)
     assert len(augmented) == math.ceil(0.6 * 4 * batches)
     augmented.clear()
-    assert run(*DIGITS, "--epochs", 1, "--augment-until", 0, "--no-deskew", "--out", tmp_path / "plain") == 0
+    assert run(*DIGITS, "--epochs", 1, "--augment-until", 0, "--out", tmp_path / "plain") == 0
     assert augmented == []
 
 
@@ -335,7 +335,7 @@ def test_best_checkpoint_is_of_the_best_epoch(tmp_path, monkeypatch):
 
 def test_full_run_as_a_user_sees_it(tmp_path):
     """By subprocess: the log lines, the files, and a checkpoint that gives the logged figures again."""
-    command = [sys.executable, ROOT / "train.py", *DIGITS, "--epochs", "2", "--seed", "3"]
+    command = [sys.executable, ROOT / "train.py", *DIGITS, "--deskew", "--epochs", "2", "--seed", "3"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr == ""  # no bar where there is no terminal
     [folder] = (tmp_path / "runs").iterdir()
