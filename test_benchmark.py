@@ -56,6 +56,10 @@ def test_summary_by_hand():
     assert result["std"] == pytest.approx(0.1291, abs=1e-4)  # sqrt((0.15² + 0.05² + 0.05² + 0.15²) / 3)
     half = 3.1824 * 0.12910 / 2  # Student's t for 3 degrees of freedom; sqrt(4) runs
     assert result["ci95"] == pytest.approx([99.45 - half, 99.45 + half], abs=2e-4)
+    slow_start = {**metrics(9, 98.0, 99.5, 99.6), "train_seconds": 7.0}  # a second of it before the first epoch
+    other = benchmark.new_result("default")
+    benchmark.add_run(other, slow_start, 9.0)
+    assert other["runs"][0]["seconds_to_target"] == 5.0
     summary = benchmark.summarise(result["runs"])
     assert (summary["reached"], summary["min"], summary["first_epoch"]) == (3, 99.3, 2)
     assert summary["seconds_to_target"] == 4.0
