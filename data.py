@@ -256,7 +256,8 @@ class Loader:
 
     Yields (images, labels): normalised float images (B, 1, 28, 28) and int64 labels (B,). Every image comes
     once per epoch, the last batch may be smaller. `shuffle` draws a new order for each epoch; `augment`
-    takes and returns float images (B, 1, 28, 28) in 0..1. Both draw from torch's default generator.
+    takes float images (B, 1, 28, 28) in 0..1 and returns as many, perhaps smaller. Both draw from torch's
+    default generator.
     """
 
     def __init__(self, images, labels, batch_size, *, shuffle, augment=None):
@@ -305,11 +306,12 @@ def deskew(images):
 class RandomAffine:
     """Rotate, shift, scale and shear every image of a batch by amounts of its own, uniform in ± the given ones.
 
-    Args: degrees; translate, a fraction of the side; scale, a fraction of the size; shear, in degrees.
+    Args: degrees; translate, a fraction of the side; scale, a fraction of the size; shear, in degrees; margin, pixels
+    that are then left out on each side.
     """
 
-    def __init__(self, degrees, translate, scale, shear):
-        self.degrees, self.translate, self.scale, self.shear = degrees, translate, scale, shear
+    def __init__(self, degrees, translate, scale, shear, margin=0):
+        self.degrees, self.translate, self.scale, self.shear, self.margin = degrees, translate, scale, shear, margin
 
     def __call__(self, images):
         uniform = torch.rand(5, len(images), device=images.device) * 2 - 1
@@ -319,21 +321,28 @@ class RandomAffine:
             translate=self.translate * SIDE * uniform[1:3],
             scale=1 + self.scale * uniform[3],
             shear=self.shear * uniform[4],
+            margin=self.margin,
         )
 
 
-def affine(images, angle, translate, scale, shear):
+def affine(images, angle, translate, scale, shear, margin=0):
     """Transform each image about its centre, as torchvision.transforms.functional.affine does one by one.
 
     Args: images (N, 1, S, S) with background 0; angle and shear (N,) in degrees; translate (2, N) in pixels,
-    x then y; scale (N,). Returns float images of the same shape, bilinear, background 0.
+    x then y; scale (N,); margin, pixels that the result leaves out on each side. Returns float images
+    (N, 1, S - 2 * margin, S - 2 * margin), bilinear, background 0.
     """
     angle, shear = torch.deg2rad(angle), torch.deg2rad(shear)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     # grid_sample wants the inverse map, from output to input places, with the half side as the unit.
     xx, xy = cos - sin * torch.tan(shear), sin + cos * torch.tan(shear)
     yx, yy = -sin, cos
-    dx, dy = translate * (-2 / images.shape[-1])
-    rows = [xx, xy, xx * dx + xy * dy, yx, yy, yx * dx + yy * dy]
-    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), images.shape, align_corners=False)
+    side, kept = images.shape[-1], images.shape[-1] - 2 * margin
+    dx, dy = translate * (-2 / side)
+    matrices = torch.stack([xx, xy, xx * dx + xy * dy, yx, yy, yx * dx + yy * dy], dim=1)  # (N, 6)
+    steps = (torch.arange(margin, margin + kept, device=images.device) * 2 + 1) / side - 1
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, kept * kept)
+    # One product for the whole batch; affine_grid takes one for each image, which is many times slower on a CPU.
+    grid = (matrices.view(-1, 3) @ places).view(-1, 2, kept, kept).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, align_corners=False)

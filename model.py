@@ -3,7 +3,6 @@
 python model.py        prints the layer table
 """
 
-import torch.nn.functional as F
 from torch import nn
 
 
@@ -37,22 +36,20 @@ class Net(nn.Module):
     Args:
         widths: output channels of the five blocks.
         dropout: probability with which a pooled feature is zeroed in training.
-        margin: pixels left out on each side of an image; MNIST's digits lie in the middle.
         separable: whether the blocks after the first are of separable convolutions.
 
-    Shapes: float images (N, 1, 28, 28) in, float logits (N, 10) out.
+    Shapes: float images (N, 1, 28, 28) in, or smaller down to 20x20; float logits (N, 10) out.
     """
 
-    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, margin=2, separable=False):
+    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False):
         super().__init__()
-        self.margin = margin
         c1, c2, c3, c4, c5 = widths
-        self.blocks = nn.Sequential(  # shapes for margin 2: (N, 1, 24, 24)
-            ConvBlock(1, c1, kernel_size=5, pool=True),  # (N, c1, 10, 10)
-            ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 10, 10)
-            ConvBlock(c2, c3, pool=True, separable=separable),  # (N, c3, 4, 4)
-            ConvBlock(c3, c4, padding=1, separable=separable),  # (N, c4, 4, 4)
-            ConvBlock(c4, c5, padding=1, separable=separable),  # (N, c5, 4, 4)
+        self.blocks = nn.Sequential(  # of (N, 1, 28, 28)
+            ConvBlock(1, c1, kernel_size=5, pool=True),  # (N, c1, 12, 12)
+            ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 12, 12)
+            ConvBlock(c2, c3, pool=True, separable=separable),  # (N, c3, 5, 5)
+            ConvBlock(c3, c4, padding=1, separable=separable),  # (N, c4, 5, 5)
+            ConvBlock(c4, c5, padding=1, separable=separable),  # (N, c5, 5, 5)
         )
         self.gap = nn.AdaptiveAvgPool2d(1)  # (N, c5, 1, 1)
         self.dropout = nn.Dropout(dropout)
@@ -60,7 +57,6 @@ class Net(nn.Module):
         self.classifier = nn.Linear(c5, 10)
 
     def forward(self, images):
-        images = F.pad(images, [-self.margin] * 4)  # (N, 1, 28 - 2 * margin, 28 - 2 * margin)
         features = self.gap(self.blocks(images)).flatten(1)  # (N, c5)
         return self.classifier(self.dropout(features))  # (N, 10)
 

@@ -6,11 +6,10 @@ import math
 DEFAULT = {
     "widths": [16, 16, 24, 32, 22],
     "dropout": 0.05,
-    "margin": 2,  # pixels
     "separable": False,  # convolutions, all but the first
     "deskew": False,  # shear every digit upright first
     "epochs": 2,
-    "batch_size": 128,
+    "batch_size": 64,
     "lr": 1.0,  # the peak of the one cycle
     "warmup": 0.3,  # the part of the cycle that goes up
     "momentum": 0.9,
@@ -20,6 +19,7 @@ DEFAULT = {
     "translate": 0.06,  # of the side
     "scale": 0.08,
     "shear": 4.0,  # degrees
+    "margin": 0,  # pixels left out on each side of an augmented image
     "augment_until": 0.7,  # of the run; its last part trains on the images as they are
 }
 RECIPES = {
@@ -27,10 +27,9 @@ RECIPES = {
     "fast": {  # one epoch: every image once
         **DEFAULT,
         "epochs": 1,
-        "batch_size": 64,
-        "margin": 0,
         "dropout": 0.01,
         "weight_decay": 0.0,
+        "margin": 2,
         "augment_until": 0.6,
     },
     "best": {  # the highest accuracy in 20 epochs
@@ -38,7 +37,7 @@ RECIPES = {
         "widths": [16, 48, 64, 80, 64],
         "separable": True,
         "epochs": 20,
-        "margin": 0,
+        "batch_size": 128,
         "dropout": 0.01,
         "augment_until": 0.9,
     },
@@ -48,12 +47,12 @@ RECIPES = {
         "separable": True,
         "deskew": True,
         "epochs": 20,
-        "margin": 0,
+        "batch_size": 128,
         "dropout": 0.01,
         "augment_until": 0.9,
     },
 }
-NET_SETTINGS = ("widths", "dropout", "margin", "separable")  # the arguments of Net
+NET_SETTINGS = ("widths", "dropout", "separable")  # the arguments of Net
 NOT_SETTINGS = {"out", "show", "resume", "evaluate"}  # flags of one call, not of the run
 MAY_DIFFER = {"resume": {"data_dir"}, "evaluate": {"dataset", "data_dir", "device", "precision"}}
 
@@ -130,7 +129,6 @@ def parse_args(description, argv=None, settings=None):
     group = parser.add_argument_group("model")
     width = number(int, 1, 4096)
     add(group, "--widths", nargs=5, type=width, metavar="N", help="output channels of the five convolution blocks")
-    add(group, "--margin", type=number(int, 0, 4), metavar="N", help="pixels left out on each side of an image")
     add(
         group,
         "--separable",
@@ -171,6 +169,13 @@ def parse_args(description, argv=None, settings=None):
     add(group, "--translate", type=number(float, 0, 1), metavar="X", help="part of the side")
     add(group, "--scale", type=number(float, 0, 0.9), metavar="X", help="part of the size")
     add(group, "--shear", type=number(float, 0, 60), metavar="DEG", help="degrees")
+    add(
+        group,
+        "--margin",
+        type=number(int, 0, 4),
+        metavar="N",
+        help="pixels left out on each side of an augmented image; MNIST's digits lie in the middle",
+    )
     add(group, "--augment-until", type=number(float, 0, 1), metavar="X", help="part of the run that is augmented")
 
     group = parser.add_argument_group("data and machine")

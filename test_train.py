@@ -117,6 +117,8 @@ def test_affine_equals_torchvision_image_by_image():
             interpolation=InterpolationMode.BILINEAR,
         )
         torch.testing.assert_close(ours[i], theirs, rtol=0, atol=1e-4)
+    middle = data.affine(images, angle, translate, scale, shear, margin=3)
+    torch.testing.assert_close(middle, ours[:, :, 3:25, 3:25], rtol=0, atol=1e-4)
 
 
 def test_deskew_undoes_the_slant_of_each_digit():
@@ -266,11 +268,19 @@ def test_one_step_per_batch_and_decay_on_weights_only(tmp_path, monkeypatch):
 
 
 def test_the_last_part_of_the_run_is_not_augmented(tmp_path, monkeypatch):
-    augmented = []
-    monkeypatch.setattr(data, "affine", lambda images, **amounts: augmented.append(len(images)) or images)
-    assert run(*DIGITS, "--epochs", 4, "--augment-until", 0.6, "--out", tmp_path / "run") == 0
-    batches = math.ceil(1437 / 64)
-    assert len(augmented) == math.ceil(0.6 * 4 * batches)
+    augmented, sides = [], []
+    affine, forward = data.affine, train.Net.forward
+    monkeypatch.setattr(data, "affine", lambda images, **to: augmented.append(len(images)) or affine(images, **to))
+    monkeypatch.setattr(
+        train.Net,
+        "forward",
+        lambda net, images: (net.training and sides.append(images.shape[-1])) or forward(net, images),
+    )
+    fixed = ("--precision", "fp32")  # the measurement that chooses it trains too
+    assert run(*DIGITS, *fixed, "--epochs", 4, "--augment-until", 0.6, "--margin", 3, "--out", tmp_path / "run") == 0
+    batches = 4 * math.ceil(1437 / 64)
+    part = math.ceil(0.6 * batches)
+    assert len(augmented) == part and sides == [22] * part + [28] * (batches - part)
     augmented.clear()
     assert run(*DIGITS, "--epochs", 1, "--augment-until", 0, "--out", tmp_path / "plain") == 0
     assert augmented == []

@@ -272,7 +272,7 @@ def run(args, checkpoint=None):
     model = new_model()
     optimizer = make_optimizer(model, config)
     scheduler = make_scheduler(optimizer, config, len(train_loader))
-    random_affine = RandomAffine(args.rotation, args.translate, args.scale, args.shear)
+    random_affine = RandomAffine(args.rotation, args.translate, args.scale, args.shear, args.margin)
 
     def augment(images):
         in_last_part = scheduler.last_epoch >= args.augment_until * scheduler.total_steps
