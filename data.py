@@ -254,10 +254,10 @@ def read_idx(path, item_shape):
 class Loader:
     """Batches of a tensor data set that stays on its device; iterate it once per epoch.
 
-    Yields (images, labels): normalised float images (B, 1, 28, 28) and int64 labels (B,). Every image comes
-    once per epoch, the last batch may be smaller. `shuffle` draws a new order for each epoch; `augment`
-    takes float images (B, 1, 28, 28) in 0..1 and returns as many, perhaps smaller. Both draw from torch's
-    default generator.
+    Yields (images, labels): normalised float images (B, 1, 28, 28), or of the size that `augment` returns, and int64
+    labels (B,). Every image comes once per epoch, the last batch may be smaller. `shuffle` draws a new order for each
+    epoch; `augment` takes float images (B, 1, 28, 28) in 0..1 and returns as many, perhaps smaller. Both draw from
+    torch's default generator.
     """
 
     def __init__(self, images, labels, batch_size, *, shuffle, augment=None):
@@ -328,7 +328,7 @@ class RandomAffine:
 def affine(images, angle, translate, scale, shear, margin=0):
     """Transform each image about its centre, as torchvision.transforms.functional.affine does one by one.
 
-    Args: images (N, 1, S, S) with background 0; angle and shear (N,) in degrees; translate (2, N) in pixels,
+    Args: float images (N, 1, S, S) with background 0; angle and shear (N,) in degrees; translate (2, N) in pixels,
     x then y; scale (N,); margin, pixels that the result leaves out on each side. Returns float images
     (N, 1, S - 2 * margin, S - 2 * margin), bilinear, background 0.
     """

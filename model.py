@@ -38,13 +38,13 @@ class Net(nn.Module):
         dropout: probability with which a pooled feature is zeroed in training.
         separable: whether the blocks after the first are of separable convolutions.
 
-    Shapes: float images (N, 1, 28, 28) in, or smaller down to 20x20; float logits (N, 10) out.
+    Shapes: float images (N, 1, 28, 28) in, or down to 20x20, as `--margin` leaves them; float logits (N, 10) out.
     """
 
     def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
-        self.blocks = nn.Sequential(  # of (N, 1, 28, 28)
+        self.blocks = nn.Sequential(  # shapes for (N, 1, 28, 28)
             ConvBlock(1, c1, kernel_size=5, pool=True),  # (N, c1, 12, 12)
             ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 12, 12)
             ConvBlock(c2, c3, pool=True, separable=separable),  # (N, c3, 5, 5)

@@ -164,7 +164,7 @@ def parse_args(description, argv=None, settings=None):
         help="of weights, order and augmentation",
     )
 
-    group = parser.add_argument_group("augmentation, uniform in ± the value for every image; 0 is off")
+    group = parser.add_argument_group("augmentation; the first four uniform in ± the value for every image, 0 is off")
     add(group, "--rotation", type=number(float, 0, 180), metavar="DEG", help="degrees")
     add(group, "--translate", type=number(float, 0, 1), metavar="X", help="part of the side")
     add(group, "--scale", type=number(float, 0, 0.9), metavar="X", help="part of the size")

@@ -77,9 +77,10 @@ def test_layers_are_used_in_the_forward_pass(model):
     torch.testing.assert_close(pooled[:, :, 0, 0], features.mean(dim=(2, 3)))  # the average, not the maximum
 
 
+@pytest.mark.parametrize("side", [28, 20])
 @pytest.mark.parametrize("count", [1, 2, 257])
-def test_logits_shape(model, count):
-    logits = model.eval()(torch.randn(count, 1, 28, 28))
+def test_logits_shape(model, count, side):
+    logits = model.eval()(torch.randn(count, 1, side, side))
     assert logits.shape == (count, 10) and logits.isfinite().all()
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import data
 import train
-from record import load_checkpoint, lock_run_folder, write_json
+from record import FORMAT, load_checkpoint, lock_run_folder, write_json
 from test_train import ROOT, assert_one_line, read_metrics, run
 
 if sys.platform != "linux":
@@ -33,7 +33,7 @@ import resource  # noqa: E402  not there on Windows
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = ["--widths", "4", "4", "4", "4", "4", "--device", "cpu", "--precision", "fp32", "--target", "none"]
-RUN = ["--dataset", "digits", *SMALL, "--batch-size", "128", "--epochs", "8"]
+RUN = ["--dataset", "digits", *SMALL, "--batch-size", "128", "--epochs", "8", "--margin", "2"]
 
 # Runs train.py in a process that kills itself: after argv[1] seconds, or at call argv[3] of the function argv[2].
 KILLER = """
@@ -484,7 +484,7 @@ def damage_checkpoint(path, draw, trap):
         elif kind == "net":
             checkpoint["net"]["widths"] = draw.choice([[4, 4, 4, 4, 5], [4] * 4, [10**9] * 5, "wide", None, [-1] * 5])
         elif kind == "version":
-            checkpoint["format"] = draw.choice([0, 2, "1", None])
+            checkpoint["format"] = draw.choice([0, FORMAT - 1, str(FORMAT), None])
         elif kind == "key":
             part = draw.choice([checkpoint, checkpoint["model"]])
             del part[draw.choice(sorted(part))]

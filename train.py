@@ -238,6 +238,8 @@ def run(args, checkpoint=None):
     config = {name: getattr(args, name) for name in DEFAULT}
     earlier = checkpoint["metrics"] if checkpoint else None
     device = choose_device(earlier["device"] if earlier else args.device)
+    if earlier:
+        torch.set_num_threads(earlier["threads"])  # their number decides how sums are rounded
     dataset = load_dataset(args.dataset, args.data_dir)
     if earlier and earlier["sha256"] != dataset.sha256:
         raise RunError(
@@ -264,7 +266,6 @@ def run(args, checkpoint=None):
         return Net(**{name: config[name] for name in NET_SETTINGS}).to(device, memory_format=torch.channels_last)
 
     if earlier:
-        torch.set_num_threads(earlier["threads"])  # their number decides how sums are rounded
         precision, why = earlier["precision"], "as before"
     else:
         precision, why = choose_precision(args.precision, device, new_model())
