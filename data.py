@@ -337,7 +337,8 @@ def affine(images, angle, translate, scale, shear, margin=0):
     # grid_sample wants the inverse map, from output to input places, with the half side as the unit.
     xx, xy = cos - sin * torch.tan(shear), sin + cos * torch.tan(shear)
     yx, yy = -sin, cos
-    side, kept = images.shape[-1], images.shape[-1] - 2 * margin
+    side = images.shape[-1]
+    kept = side - 2 * margin
     dx, dy = translate * (-2 / side)
     matrices = torch.stack([xx, xy, xx * dx + xy * dy, yx, yy, yx * dx + yy * dy], dim=1)  # (N, 6)
     steps = (torch.arange(margin, margin + kept, device=images.device) * 2 + 1) / side - 1
