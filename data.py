@@ -1,6 +1,6 @@
-"""Images and labels as tensors: find, download and check the files; deskew, augment and normalise batches.
+"""Images and labels as tensors: find, download and check the files; deskew, crop, augment and normalise images.
 
-Images are uint8 (N, 1, 28, 28) and labels int64 (N,), both on the training device from start to end.
+Images are uint8 (N, 1, 28, 28) or cropped, labels int64 (N,), both on the training device from start to end.
 """
 
 import contextlib
@@ -254,10 +254,9 @@ def read_idx(path, item_shape):
 class Loader:
     """Batches of a tensor data set that stays on its device; iterate it once per epoch.
 
-    Yields (images, labels): normalised float images (B, 1, 28, 28), or of the size that `augment` returns, and int64
-    labels (B,). Every image comes once per epoch, the last batch may be smaller. `shuffle` draws a new order for each
-    epoch; `augment` takes float images (B, 1, 28, 28) in 0..1 and returns as many, perhaps smaller. Both draw from
-    torch's default generator.
+    Yields (images, labels): normalised float images (B, 1, S, S) and int64 labels (B,). Every image comes once per
+    epoch, the last batch may be smaller. `shuffle` draws a new order for each epoch; `augment` takes float images
+    (B, 1, S, S) in 0..1 and returns as many. Both draw from torch's default generator.
     """
 
     def __init__(self, images, labels, batch_size, *, shuffle, augment=None):
@@ -278,6 +277,17 @@ class Loader:
             if self.augment is not None:
                 images = self.augment(images)
             yield images.sub_(MEAN).div_(STD), self.labels[index]
+
+
+def prepare(images, settings):
+    """Images as a net of these `settings` wants them, in training and after: uint8 (N, 1, 28, 28) on the CPU.
+
+    Returns them deskewed where settings["deskew"] says so, and with settings["margin"] pixels cut off on each side.
+    """
+    if settings["deskew"]:
+        images = deskew(images)
+    kept = slice(settings["margin"], SIDE - settings["margin"])
+    return images[:, :, kept, kept].contiguous()
 
 
 def deskew(images):
@@ -306,12 +316,11 @@ def deskew(images):
 class RandomAffine:
     """Rotate, shift, scale and shear every image of a batch by amounts of its own, uniform in ± the given ones.
 
-    Args: degrees; translate, a fraction of the side; scale, a fraction of the size; shear, in degrees; margin, pixels
-    that are then left out on each side.
+    Args: degrees; translate, a fraction of 28 pixels; scale, a fraction of the size; shear, in degrees.
     """
 
-    def __init__(self, degrees, translate, scale, shear, margin=0):
-        self.degrees, self.translate, self.scale, self.shear, self.margin = degrees, translate, scale, shear, margin
+    def __init__(self, degrees, translate, scale, shear):
+        self.degrees, self.translate, self.scale, self.shear = degrees, translate, scale, shear
 
     def __call__(self, images):
         uniform = torch.rand(5, len(images), device=images.device) * 2 - 1
@@ -321,16 +330,14 @@ class RandomAffine:
             translate=self.translate * SIDE * uniform[1:3],
             scale=1 + self.scale * uniform[3],
             shear=self.shear * uniform[4],
-            margin=self.margin,
         )
 
 
-def affine(images, angle, translate, scale, shear, margin=0):
+def affine(images, angle, translate, scale, shear):
     """Transform each image about its centre, as torchvision.transforms.functional.affine does one by one.
 
     Args: float images (N, 1, S, S) with background 0; angle and shear (N,) in degrees; translate (2, N) in pixels,
-    x then y; scale (N,); margin, pixels that the result leaves out on each side. Returns float images
-    (N, 1, S - 2 * margin, S - 2 * margin), bilinear, background 0.
+    x then y; scale (N,). Returns float images (N, 1, S, S), bilinear, background 0.
     """
     angle, shear = torch.deg2rad(angle), torch.deg2rad(shear)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
@@ -338,12 +345,11 @@ def affine(images, angle, translate, scale, shear, margin=0):
     xx, xy = cos - sin * torch.tan(shear), sin + cos * torch.tan(shear)
     yx, yy = -sin, cos
     side = images.shape[-1]
-    kept = side - 2 * margin
     dx, dy = translate * (-2 / side)
     matrices = torch.stack([xx, xy, xx * dx + xy * dy, yx, yy, yx * dx + yy * dy], dim=1)  # (N, 6)
-    steps = (torch.arange(margin, margin + kept, device=images.device) * 2 + 1) / side - 1
+    steps = (torch.arange(side, device=images.device) * 2 + 1) / side - 1
     y, x = torch.meshgrid(steps, steps, indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, kept * kept)
+    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, S * S)
     # One product for the whole batch; affine_grid takes one for each image, which is many times slower on a CPU.
-    grid = (matrices.view(-1, 3) @ places).view(-1, 2, kept, kept).permute(0, 2, 3, 1)
+    grid = (matrices.view(-1, 3) @ places).view(-1, 2, side, side).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, align_corners=False)

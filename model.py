@@ -38,7 +38,7 @@ class Net(nn.Module):
         dropout: probability with which a pooled feature is zeroed in training.
         separable: whether the blocks after the first are of separable convolutions.
 
-    Shapes: float images (N, 1, 28, 28) in, or down to 20x20, as `--margin` leaves them; float logits (N, 10) out.
+    Shapes: float images (N, 1, 28, 28) in, or down to 20x20, as `--margin` cuts them; float logits (N, 10) out.
     """
 
     def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False):

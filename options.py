@@ -8,6 +8,7 @@ DEFAULT = {
     "dropout": 0.05,
     "separable": False,  # convolutions, all but the first
     "deskew": False,  # shear every digit upright first
+    "margin": 0,  # pixels cut off on each side of every image
     "epochs": 2,
     "batch_size": 64,
     "lr": 1.0,  # the peak of the one cycle
@@ -16,20 +17,20 @@ DEFAULT = {
     "weight_decay": 1e-4,
     "label_smoothing": 0.1,
     "rotation": 8.0,  # degrees; this and the next three: uniform in ± the value, drawn for every image
-    "translate": 0.06,  # of the side
+    "translate": 0.06,  # of 28 pixels
     "scale": 0.08,
     "shear": 4.0,  # degrees
-    "margin": 0,  # pixels left out on each side of an augmented image
     "augment_until": 0.7,  # of the run; its last part trains on the images as they are
 }
 RECIPES = {
     "default": DEFAULT,
     "fast": {  # one epoch: every image once
         **DEFAULT,
+        "widths": [16, 24, 24, 24, 24],
+        "margin": 2,
         "epochs": 1,
         "dropout": 0.01,
         "weight_decay": 0.0,
-        "margin": 2,
         "augment_until": 0.6,
     },
     "best": {  # the highest accuracy in 20 epochs
@@ -166,16 +167,9 @@ def parse_args(description, argv=None, settings=None):
 
     group = parser.add_argument_group("augmentation; the first four uniform in ± the value for every image, 0 is off")
     add(group, "--rotation", type=number(float, 0, 180), metavar="DEG", help="degrees")
-    add(group, "--translate", type=number(float, 0, 1), metavar="X", help="part of the side")
+    add(group, "--translate", type=number(float, 0, 1), metavar="X", help="part of 28 pixels")
     add(group, "--scale", type=number(float, 0, 0.9), metavar="X", help="part of the size")
     add(group, "--shear", type=number(float, 0, 60), metavar="DEG", help="degrees")
-    add(
-        group,
-        "--margin",
-        type=number(int, 0, 4),
-        metavar="N",
-        help="pixels left out on each side of an augmented image; MNIST's digits lie in the middle",
-    )
     add(group, "--augment-until", type=number(float, 0, 1), metavar="X", help="part of the run that is augmented")
 
     group = parser.add_argument_group("data and machine")
@@ -192,6 +186,13 @@ def parse_args(description, argv=None, settings=None):
         "--deskew",
         action=argparse.BooleanOptionalAction,
         help="shear every digit upright first, training and test images alike",
+    )
+    add(
+        group,
+        "--margin",
+        type=number(int, 0, 4),
+        metavar="N",
+        help="pixels cut off on each side of all images, training and test; MNIST's digits lie in the middle",
     )
     add(
         group,

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import DataError, Loader, RandomAffine, deskew, hold_out, load_dataset
+from data import DataError, Loader, RandomAffine, hold_out, load_dataset, prepare
 from model import Net, count_parameters
 from options import DEFAULT, NET_SETTINGS, NOT_SETTINGS, parse_args
 from record import (
@@ -246,10 +246,11 @@ def run(args, checkpoint=None):
             f"--resume {args.resume}: found other data ({dataset.name}, SHA-256 {dataset.sha256}), expected "
             f"{earlier['dataset']} with {earlier['sha256']}; name the folder that holds it by --data-dir"
         )
-    deskew_start = time.perf_counter()
-    if args.deskew:
-        dataset = dataset._replace(train_images=deskew(dataset.train_images), test_images=deskew(dataset.test_images))
-    deskew_seconds = round(time.perf_counter() - deskew_start, 3)
+    prepare_start = time.perf_counter()
+    dataset = dataset._replace(
+        train_images=prepare(dataset.train_images, config), test_images=prepare(dataset.test_images, config)
+    )
+    prepare_seconds = round(time.perf_counter() - prepare_start, 3)
     split, eval_images, eval_labels = "test", dataset.test_images, dataset.test_labels
     if args.holdout is not None:
         dataset, eval_images, eval_labels = hold_out(dataset, args.holdout, args.seed)
@@ -273,7 +274,7 @@ def run(args, checkpoint=None):
     model = new_model()
     optimizer = make_optimizer(model, config)
     scheduler = make_scheduler(optimizer, config, len(train_loader))
-    random_affine = RandomAffine(args.rotation, args.translate, args.scale, args.shear, args.margin)
+    random_affine = RandomAffine(args.rotation, args.translate, args.scale, args.shear)
 
     def augment(images):
         in_last_part = scheduler.last_epoch >= args.augment_until * scheduler.total_steps
@@ -296,7 +297,7 @@ def run(args, checkpoint=None):
         f"final_{split}_accuracy": None,
         "target": args.target,
         "target_epoch": None,
-        "train_seconds": deskew_seconds,  # counted, since the published recipes do without
+        "train_seconds": prepare_seconds,  # counted, since the published recipes do without
         "total_seconds": 0.0,
         "peak_memory_mb": None,
     }
@@ -404,7 +405,7 @@ def evaluate_checkpoint(args, checkpoint):
     """Print loss, accuracy and accuracy per class of `checkpoint` on the test set of its data, or of --data-dir."""
     device = choose_device(args.device)
     dataset = load_dataset(args.dataset, args.data_dir)
-    images = deskew(dataset.test_images) if args.deskew else dataset.test_images
+    images = prepare(dataset.test_images, checkpoint["settings"])
     loader = Loader(images.to(device), dataset.test_labels.to(device), 1000, shuffle=False)
     model = Net(**checkpoint["net"]).to(device, memory_format=torch.channels_last)
     model.load_state_dict(checkpoint["model"])
