@@ -175,7 +175,7 @@ def draw(results, folder):
     axes.set(xscale="log", ylim=(98.5, 99.8), xlabel="training seconds", ylabel="mean test accuracy (%)")
     axes.set_title("After every epoch, mean over n runs")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, loc="upper left")
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(folder / "accuracy_over_seconds.png", dpi=120)
     plt.close(figure)
 
