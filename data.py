@@ -44,7 +44,7 @@ class DownloadError(DataError):
 
 
 class Dataset(NamedTuple):
-    """A training and a test set: uint8 images (N, 1, 28, 28), int64 labels (N,) in 0..9; `sha256` is of all four."""
+    """A training and a test set: uint8 images (N, 1, S, S), int64 labels (N,) in 0..9; `sha256` is of all four."""
 
     name: str
     sha256: str
