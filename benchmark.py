@@ -22,9 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from options import RECIPES, Parser, number
+from options import RECIPES, Parser, number, path
 from published import PEERS, PUBLISHED
-from record import RunError, write_json
+from record import RunError, lock, write_json
 
 TARGET = 99.4
 NAMES = ", ".join([*RECIPES, *PUBLISHED])
@@ -78,7 +78,18 @@ def new_result(recipe, loader="torchvision"):
 
 
 def add_run(result, metrics, process_seconds):
-    """Enter a finished run into `result`, in the order of the seeds, and summarise all of them anew."""
+    """Enter a finished run into `result`, in the order of the seeds, and summarise all of them anew.
+
+    Raises RunError where it saw other data than the runs before it, or had another number of threads.
+    """
+    if result["runs"]:
+        earlier = {"dataset": result["dataset"], "threads": result["runs"][0]["threads"]}
+        found = {name: metrics[name] for name in earlier}
+        if found != earlier:
+            raise RunError(
+                f"{result['recipe']}, seed {metrics['seed']}: found {found}, expected {earlier} as in the runs before; "
+                "restore that, or name another file"
+            )
     accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
     seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
     met = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= TARGET), None)
@@ -94,6 +105,7 @@ def add_run(result, metrics, process_seconds):
             "total_seconds": round(process_seconds, 3),
             "peak_memory_mb": metrics["peak_memory_mb"],
             "threads": metrics["threads"],
+            "precision": metrics["precision"],
         }
     )
     result["runs"].sort(key=lambda run: run["seed"])
@@ -115,6 +127,7 @@ def summarise(runs):
     return {
         "n": n,
         "epochs": len(by_epoch),
+        "by_epoch": by_epoch,
         "mean": round(mean, 4),
         "std": None if std is None else round(std, 4),
         "ci95": None if half is None else [round(mean - half, 4), round(mean + half, 4)],
@@ -129,7 +142,10 @@ def summarise(runs):
 
 
 def table(results):
-    """The lines of a Markdown table of `results` that have runs; times are medians, everything else over all runs."""
+    """The lines of a Markdown table of `results` that have runs.
+
+    Seconds per epoch and of the process are medians over the runs, seconds to 99.4% that median times the epochs.
+    """
     yield (
         "| recipe | parameters | epochs | n | mean ± std (%) | 95% CI of the mean | min | runs ≥ 99.4% "
         "| first epoch with mean ≥ 99.4% | training s/epoch | training s to it | process s | peak MB |"
@@ -165,12 +181,10 @@ def draw(results, folder):
     results = {name_of(result): result for result in results}.values()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for result in results:
-        runs = result["runs"]
-        means = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
-        per_epoch = summarise(runs)["seconds_per_epoch"]
-        seconds = [per_epoch * epoch for epoch in range(1, len(means) + 1)]
+        s = summarise(result["runs"])
+        seconds = [s["seconds_per_epoch"] * epoch for epoch in range(1, s["epochs"] + 1)]
         style = "o-" if result["recipe"] in RECIPES else "s:"
-        axes.plot(seconds, means, style, markersize=4, label=f"{name_of(result)} (n = {len(runs)})")
+        axes.plot(seconds, s["by_epoch"], style, markersize=4, label=f"{name_of(result)} (n = {s['n']})")
     axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
     axes.set(xscale="log", ylim=(98.5, 99.8), xlabel="training seconds", ylabel="mean test accuracy (%)")
     axes.set_title("After every epoch, mean over n runs")
@@ -211,9 +225,11 @@ def read_results(path):
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         for result in results:
-            summarise(result["runs"]) if result["runs"] else None
-            result["recipe"], result["config"], result["machine"], result["versions"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            if missing := {"recipe", "config", "machine", "versions", "runs"} - result.keys():
+                raise ValueError(f"no {', '.join(sorted(missing))}")
+            if result["runs"]:
+                summarise(result["runs"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise RunError(f"{path} is not a benchmark's JSON ({reason}); name another file or remove it") from error
     return results
@@ -240,13 +256,14 @@ def open_results(path, new, seeds):
 
 def run_benchmark(args):
     """Train what `args` ask for and is not yet in the file, then print the table."""
-    path, seeds = Path(args.out), range(args.seed, args.seed + args.runs)
-    results = open_results(path, [new_result(recipe, args.loader) for recipe in args.recipes], seeds)
-    missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for seed, result in tqdm(missing, unit="run", disable=None):
-        add_run(result, *train_once(result["recipe"], seed, args.data_dir, args.loader))
-        write_json(path, results)
+    out, seeds = Path(args.out), range(args.seed, args.seed + args.runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        results = open_results(out, [new_result(recipe, args.loader) for recipe in args.recipes], seeds)
+        missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
+        for seed, result in tqdm(missing, unit="run", disable=None):
+            add_run(result, *train_once(result["recipe"], seed, args.data_dir, args.loader))
+            write_json(out, results)
     print("\n".join(table(results)))
 
 
@@ -260,8 +277,8 @@ def parse_args(argv=None):
     parser.add_argument("recipes", nargs="*", metavar="NAME", help=f"one or more of {NAMES}")
     parser.add_argument("--runs", type=number(int, 1, 100_000), metavar="N", help="runs of each recipe")
     parser.add_argument("--seed", type=number(int, 0, 2**62), default=0, metavar="S", help="first seed (default: 0)")
-    parser.add_argument("--out", metavar="FILE", help="JSON file to write, or to go on with")
-    parser.add_argument("--data-dir", metavar="DIR", help="as for train.py")
+    parser.add_argument("--out", type=path, metavar="FILE", help="JSON file to write, or to go on with")
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
     parser.add_argument(
         "--loader",
         choices=("torchvision", "fast"),

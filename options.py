@@ -222,6 +222,8 @@ def parse_args(description, argv=None, settings=None):
         args = parser.parse_args(argv)
     else:
         args = parser.parse_args(argv, argparse.Namespace(**settings))
+        if args.dataset != settings["dataset"] and args.data_dir == settings["data_dir"]:
+            args.data_dir = None  # it held the run's own data set
         free = MAY_DIFFER["resume" if args.resume else "evaluate"]
         for name, value in settings.items():
             if getattr(args, name) != value and name not in free:

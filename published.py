@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from data import MEAN, STD, DataError, Loader, RandomAffine, find_files, import_torchvision_mnist, load_dataset
 from model import count_parameters
-from options import Parser, number
+from options import Parser, number, path
 from record import RunError, create_run_folder, peak_memory_mb, record_epoch, write_json
 from train import choose_device, fit
 
@@ -226,7 +226,6 @@ def run(args):
     config = PUBLISHED[args.recipe]
     device = choose_device(args.device)
     dataset = load_dataset("mnist", args.data_dir).to(device)
-    folder = create_run_folder(args.out, args.seed)
     index = range(len(dataset.train_images))
     if config["held_out"]:
         index = torch.randperm(len(index), generator=torch.Generator().manual_seed(42))[config["held_out"] :].tolist()
@@ -238,10 +237,11 @@ def run(args):
         augment = RandomAffine(*config["affine"]) if config["affine"] else None
         train_loader = Loader(images, labels, config["batch_size"], shuffle=True, augment=augment)
     else:
-        raw = find_files(args.data_dir)[0].parent
-        if raw.parts[-2:] != ("MNIST", "raw"):
+        paths = find_files(args.data_dir)
+        raw = paths[0].parent
+        if raw.parts[-2:] != ("MNIST", "raw") or any(path.suffix == ".gz" for path in paths):
             raise RunError(
-                f"--data-dir: found the files in {raw}, expected them in MNIST/raw, as torchvision needs them"
+                f"--data-dir: found the files in {raw}, expected them unpacked in MNIST/raw, as torchvision needs them"
             )
         train_loader = TorchvisionLoader(raw.parents[1], index, images, config)
     test_loader = Loader(dataset.test_images, dataset.test_labels, 1000, shuffle=False)
@@ -250,6 +250,7 @@ def run(args):
         scheduler = OneCycleLR(optimizer, total_steps=config["epochs"] * len(train_loader), **config["one_cycle"])
     else:
         scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    folder = create_run_folder(args.out, args.seed)
     metrics = {
         "dataset": dataset.name,
         "recipe": args.recipe,
@@ -258,12 +259,13 @@ def run(args):
         "params": count_parameters(model),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "precision": "fp32",
         "target": None,
         "target_epoch": None,
         "epochs": [],
         "train_seconds": 0.0,
     }
-    for epoch in fit(model, optimizer, scheduler, train_loader, test_loader, "test", config, "fp32"):
+    for epoch in fit(model, optimizer, scheduler, train_loader, test_loader, "test", config, metrics["precision"]):
         record_epoch(metrics, epoch, "test")
         metrics["total_seconds"] = round(time.perf_counter() - start, 3)
         metrics["peak_memory_mb"] = peak_memory_mb()
@@ -283,11 +285,11 @@ def main(argv=None):
     parser.add_argument(
         "--loader", choices=("torchvision", "fast"), default="torchvision", help="(default: %(default)s)"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="as for train.py")
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: %(default)s)"
     )
-    parser.add_argument("--out", metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
     args = parser.parse_args(argv)
     try:
         run(args)

@@ -150,14 +150,19 @@ def create_run_folder(out, seed):
     return folder
 
 
-def lock_run_folder(folder):
-    """Lock a run's folder: a context manager; a process that dies lets go. RunError while another one holds it."""
+def lock(path):
+    """Lock a run's folder or a benchmark's file: a context manager; a process that dies lets go.
+
+    Raises RunError while another process holds it.
+    """
+    path = Path(path)
+    name = path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock")
     try:
-        return filelock.FileLock(Path(folder, ".lock")).acquire(timeout=0)
+        return filelock.FileLock(name).acquire(timeout=0)
     except filelock.Timeout as error:
-        raise RunError(f"{folder} is in use by another process; wait until it ends") from error
+        raise RunError(f"{path} is in use by another process; wait until it ends") from error
     except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}; restore its permissions") from error
+        raise RunError(f"{path} cannot be written: {error.strerror}; restore its permissions") from error
 
 
 def replace_file(path, content):

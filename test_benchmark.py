@@ -22,6 +22,7 @@ def metrics(seed, *accuracies):
         "train_seconds": 2.0 * len(epochs),
         "peak_memory_mb": 500,
         "threads": 2,
+        "precision": "fp32",
     }
 
 
@@ -46,6 +47,27 @@ def run(*argv):
         return benchmark.main([str(arg) for arg in argv])
     except SystemExit as error:
         return error.code
+
+
+@pytest.mark.parametrize("change", [{"dataset": "FashionMNIST"}, {"threads": 1}])
+def test_runs_on_other_data_or_threads_are_refused(change, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "results.json"
+    monkeypatch.setattr(benchmark, "train_once", lambda recipe, seed, *_: (metrics(seed, 99.0), 9.0))
+    assert run("default", "--runs", 2, "--out", out) == 0
+    before = out.read_text()
+    monkeypatch.setattr(benchmark, "train_once", lambda recipe, seed, *_: ({**metrics(seed, 99.0), **change}, 9.0))
+    assert run("default", "--runs", 3, "--out", out) == 2
+    found = {"dataset": "mnist", "threads": 2, **change}
+    assert f"default, seed 2: found {found}, expected " in capsys.readouterr().err
+    assert out.read_text() == before
+
+
+def test_a_file_belongs_to_one_benchmark_at_a_time(tmp_path, trained, capsys):
+    out = tmp_path / "results.json"
+    with benchmark.lock(out):
+        assert run("default", "--runs", 1, "--out", out) == 2
+    assert f"{out} is in use by another process" in capsys.readouterr().err
+    assert not trained and run("default", "--runs", 1, "--out", out) == 0
 
 
 def test_summary_by_hand():
@@ -117,7 +139,7 @@ def test_other_runs_are_never_mixed_or_overwritten(tmp_path, trained, capsys, mo
     assert run("default", "--runs", 1, "--out", out) == 2
     assert "another config" in capsys.readouterr().err
     assert out.read_text() == before
-    for damaged in (before[:-20], "{}x", '[{"recipe": "default"}]', "[1]"):
+    for damaged in (before[:-20], "{}x", '[{"recipe": "default"}]', "[1]", '{"runs": []}'):
         out.write_text(damaged)
         assert run("default", "--runs", 1, "--out", out) == 2
         assert "is not a benchmark's JSON" in capsys.readouterr().err

@@ -1,11 +1,14 @@
-"""The published recipes are the published ones: their parameter counts, and one epoch of each by either loader."""
+"""The published recipes are what published.py says of them: parameter counts, schedule, augmentation, split."""
 
 import json
+import math
 
 import pytest
 import torch
+from torchvision.transforms import RandomAffine
 
 import published
+import train
 from model import count_parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +31,23 @@ def test_a_short_run(name, loader, mnist_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(config, "epochs", 2)
     monkeypatch.setitem(config, "held_out", 10 if config["held_out"] else 0)
     argv = [name, "--loader", loader, "--data-dir", str(tmp_path / "root"), "--out", str(tmp_path / "run")]
+    trained = []
+    monkeypatch.setattr(published, "fit", lambda *args: trained.append(args) or train.fit(*args))
     assert published.main(argv) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert len(metrics["epochs"]) == 2 and metrics["params"] == int(name.removeprefix("net-"))
+
+    [(_, optimizer, scheduler, train_loader, *_)] = trained
+    assert len(train_loader.images) == 70 - config["held_out"]
+    assert len(train_loader) == math.ceil(len(train_loader.images) / config["batch_size"])
+    if config["one_cycle"]:
+        assert scheduler.total_steps == 2 * len(train_loader)
+        assert optimizer.param_groups[0]["max_lr"] == config["one_cycle"]["max_lr"]
+        assert metrics["epochs"][1]["lr"] < metrics["epochs"][0]["lr"]
+    else:
+        assert metrics["epochs"][1]["lr"] == metrics["epochs"][0]["lr"] == optimizer.defaults["lr"]
+    if loader == "fast":
+        assert (train_loader.augment is not None) == bool(config["affine"])
+    else:
+        steps = train_loader.dataset.dataset.transform.transforms
+        assert any(isinstance(step, RandomAffine) for step in steps) == bool(config["affine"])

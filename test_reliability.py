@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import data
 import train
-from record import FORMAT, load_checkpoint, lock_run_folder, write_json
+from record import FORMAT, load_checkpoint, lock, write_json
 from test_train import ROOT, assert_one_line, read_metrics, run
 
 if sys.platform != "linux":
@@ -48,9 +48,8 @@ if name == "time":
     run = train.run
     train.run = lambda *args: (threading.Timer(seconds, kill).start(), run(*args))
 else:
-    module = {"replace": os, "fsync": os}[name]
-    original, calls = getattr(module, name), iter(range(1, 10**9))
-    setattr(module, name, lambda *args: kill() if next(calls) == call else original(*args))
+    original, calls = getattr(os, name), iter(range(1, 10**9))
+    setattr(os, name, lambda *args: kill() if next(calls) == call else original(*args))
 code = train.main(sys.argv[4:])
 os._exit(code)  # the timer may still be waiting
 """
@@ -255,7 +254,7 @@ def test_early_stop_and_holdout_go_on_too(tmp_path, monkeypatch):
 
 def test_a_run_in_use_is_refused_until_its_process_is_dead(whole_run, tmp_path, capsys):
     folder = shutil.copytree(whole_run, tmp_path / "run")
-    hold = "import sys, record; lock = record.lock_run_folder(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    hold = "import sys, record; lock = record.lock(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, folder]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -264,7 +263,7 @@ def test_a_run_in_use_is_refused_until_its_process_is_dead(whole_run, tmp_path, 
         process.kill()
         process.wait()
         assert run("--resume", folder) == 0
-    with lock_run_folder(folder):
+    with lock(folder):
         assert run("--resume", folder) == 2
     assert run("--resume", folder) == 0  # released, also within one process
 
@@ -343,6 +342,14 @@ def test_evaluate_gives_the_logged_figures_and_writes_nothing(whole_run, capsys)
     assert sum(int(total) for *_, total in classes) == 360
     assert 100 * sum(int(hits) for _, hits, _ in classes) / 360 == metrics["final_test_accuracy"]
     assert {path: path.stat().st_mtime_ns for path in whole_run.iterdir()} == before
+
+
+def test_evaluate_on_another_data_set(mnist_dir, tmp_path, capsys):
+    """The run's own folder of data does not stand in the way."""
+    assert run("--data-dir", mnist_dir, *SMALL, "--batch-size", 35, "--epochs", 1, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    assert run("--evaluate", tmp_path / "run" / "last.pt", "--dataset", "digits") == 0
+    assert "Data: digits, 360 test images" in capsys.readouterr().out
 
 
 # Full disks, damaged files

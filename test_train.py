@@ -365,6 +365,11 @@ def test_full_run_as_a_user_sees_it(tmp_path):
     loss, accuracy = train.evaluate(model, loader, metrics["precision"])
     assert accuracy == metrics["final_test_accuracy"] and f"{loss:.4f}" == lines[-1][0]
 
+    example = re.search("```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    example = example.replace("runs/NAME/best.pt", str(folder / "last.pt")).replace('"mnist"', '"digits"')
+    exec(example, names := {})
+    torch.testing.assert_close(names["logits"], train.predict(model, loader, "fp32")[:100])
+
 
 def test_the_same_seed_gives_the_same_digits(tmp_path):
     def epochs(name, seed):

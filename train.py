@@ -49,7 +49,7 @@ from record import (
     draw_curves,
     evaluation_line,
     load_checkpoint,
-    lock_run_folder,
+    lock,
     record_epoch,
     replace_file,
     save_checkpoint,
@@ -184,7 +184,8 @@ def choose_device(requested):
     if not available[requested]:
         found = ", ".join(name for name, there in available.items() if there)
         raise RunError(
-            f"--device {requested}: torch {torch.__version__} finds only {found} here; a new run may take --device auto"
+            f"--device {requested}: torch {torch.__version__} finds only {found} here; "
+            "a new run and --evaluate may take --device auto"
         )
     return torch.device(requested)
 
@@ -316,7 +317,7 @@ def run(args, checkpoint=None):
         save_checkpoint(folder / name, checkpoint)
 
     # main holds the lock of a run that is resumed
-    with contextlib.nullcontext() if checkpoint else lock_run_folder(folder), resume_hint(record):
+    with contextlib.nullcontext() if checkpoint else lock(folder), resume_hint(record):
         if checkpoint:
             restore_training_state(checkpoint, model, optimizer, scheduler)
             record.cut_log(checkpoint["log_bytes"])
@@ -436,7 +437,7 @@ def main(argv=None):
                     f"--resume {args.resume}: found no last.pt in it, expected the folder of a run; "
                     "a run that ended before its first checkpoint must be started anew"
                 )
-            with lock_run_folder(args.resume):
+            with lock(args.resume):
                 checkpoint = load_checkpoint(checkpoint_path)
                 run(parse_args(__doc__, argv, checkpoint["settings"]), checkpoint)
         else:
