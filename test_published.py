@@ -1,5 +1,6 @@
 """The published recipes are what published.py says of them: parameter counts, schedule, augmentation, split."""
 
+import gzip
 import json
 import math
 
@@ -51,3 +52,16 @@ def test_a_short_run(name, loader, mnist_dir, tmp_path, monkeypatch):
     else:
         steps = train_loader.dataset.dataset.transform.transforms
         assert any(isinstance(step, RandomAffine) for step in steps) == bool(config["affine"])
+
+
+def test_a_data_folder_that_torchvision_cannot_read_leaves_no_run(mnist_dir, tmp_path, capsys):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in mnist_dir.iterdir():
+        (raw / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    for folder in (mnist_dir, tmp_path):
+        argv = ["net-9720", "--data-dir", str(folder), "--out", str(tmp_path / "run")]
+        assert published.main(argv) == 2
+        captured = capsys.readouterr()
+        assert "expected them unpacked in MNIST/raw" in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
