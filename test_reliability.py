@@ -131,7 +131,7 @@ def test_kill_at_any_moment_and_resume(whole_run, tmp_path, repeat, capsys):
 
 
 def test_a_crash_before_any_write_takes_its_place(mnist_dir, tmp_path, monkeypatch):
-    """Every single write of a run, one after the other."""
+    """Every replacement of a file in a run, one after the other."""
 
     class Crash(BaseException):
         pass
