@@ -124,7 +124,7 @@ def parse_args(description, argv=None, settings=None):
         "--recipe",
         choices=RECIPES,
         default="default",
-        help="named values of the settings; a flag given by hand wins",
+        help="named values of the settings; a flag given by hand wins; the defaults shown here are those of `default`",
     )
 
     group = parser.add_argument_group("model")
