@@ -78,18 +78,7 @@ def new_result(recipe, loader="torchvision"):
 
 
 def add_run(result, metrics, process_seconds):
-    """Enter a finished run into `result`, in the order of the seeds, and summarise all of them anew.
-
-    Raises RunError where it saw other data than the runs before it, or had another number of threads.
-    """
-    if result["runs"]:
-        earlier = {"dataset": result["dataset"], "threads": result["runs"][0]["threads"]}
-        found = {name: metrics[name] for name in earlier}
-        if found != earlier:
-            raise RunError(
-                f"{result['recipe']}, seed {metrics['seed']}: found {found}, expected {earlier} as in the runs before; "
-                "restore that, or name another file"
-            )
+    """Enter a finished run into `result`, in the order of the seeds, and summarise all of them anew."""
     accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
     seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
     met = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= TARGET), None)
@@ -237,6 +226,20 @@ def read_results(path):
     return results
 
 
+def check_alike(results, recipe, metrics):
+    """RunError where a finished run had other data or another number of threads than the runs in `results`."""
+    for result in results:
+        if not result["runs"]:
+            continue
+        expected = {"dataset": result["dataset"], "threads": result["runs"][0]["threads"]}
+        found = {name: metrics[name] for name in expected}
+        if found != expected:
+            raise RunError(
+                f"{recipe}, seed {metrics['seed']}: found {found}, expected {expected} as in the runs before; "
+                "restore that, or name another file"
+            )
+
+
 def open_results(path, new, seeds):
     """Results to go on with: those in the file, or `new` where there is none; RunError if the file is of others."""
     if not path.exists():
@@ -264,7 +267,9 @@ def run_benchmark(args):
         results = open_results(out, [new_result(recipe, args.loader) for recipe in args.recipes], seeds)
         missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
         for seed, result in tqdm(missing, unit="run", disable=None):
-            add_run(result, *train_once(result["recipe"], seed, args.data_dir, args.loader))
+            metrics, process_seconds = train_once(result["recipe"], seed, args.data_dir, args.loader)
+            check_alike(results, result["recipe"], metrics)
+            add_run(result, metrics, process_seconds)
             write_json(out, results)
     print("\n".join(table(results)))
 

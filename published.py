@@ -103,7 +103,7 @@ def net_19576():
 
 
 def net_10170():
-    dropout = nn.Dropout(0.1)  # assumed
+    dropout = nn.Dropout(0.1)  # assumed, as is the order of the layers
     return nn.Sequential(
         *conv_bn_relu(1, 8, bias=False),
         *conv_bn_relu(8, 12, bias=False),
@@ -237,9 +237,9 @@ def run(args):
         augment = RandomAffine(*config["affine"]) if config["affine"] else None
         train_loader = Loader(images, labels, config["batch_size"], shuffle=True, augment=augment)
     else:
-        paths = find_files(args.data_dir)
-        raw = paths[0].parent
-        if raw.parts[-2:] != ("MNIST", "raw") or any(path.suffix == ".gz" for path in paths):
+        files = find_files(args.data_dir)
+        raw = files[0].parent
+        if raw.parts[-2:] != ("MNIST", "raw") or any(file.suffix == ".gz" for file in files):
             raise RunError(
                 f"--data-dir: found the files in {raw}, expected them unpacked in MNIST/raw, as torchvision needs them"
             )

@@ -54,12 +54,14 @@ def test_runs_on_other_data_or_threads_are_refused(change, tmp_path, monkeypatch
     out = tmp_path / "results.json"
     monkeypatch.setattr(benchmark, "train_once", lambda recipe, seed, *_: (metrics(seed, 99.0), 9.0))
     assert run("default", "--runs", 2, "--out", out) == 0
-    before = out.read_text()
     monkeypatch.setattr(benchmark, "train_once", lambda recipe, seed, *_: ({**metrics(seed, 99.0), **change}, 9.0))
-    assert run("default", "--runs", 3, "--out", out) == 2
-    found = {"dataset": "mnist", "threads": 2, **change}
-    assert f"default, seed 2: found {found}, expected " in capsys.readouterr().err
-    assert out.read_text() == before
+    [default] = json.loads(out.read_text())
+    for recipes, refused in [(["default"], "default, seed 2"), (["default", "fast"], "fast, seed 0")]:
+        out.write_text(before := json.dumps([default, *map(benchmark.new_result, recipes[1:])]))
+        assert run(*recipes, "--runs", 3, "--out", out) == 2
+        found = {"dataset": "mnist", "threads": 2, **change}
+        assert f"{refused}: found {found}, expected " in capsys.readouterr().err
+        assert out.read_text() == before
 
 
 def test_a_file_belongs_to_one_benchmark_at_a_time(tmp_path, trained, capsys):
@@ -168,6 +170,7 @@ def test_train_once_returns_what_the_run_wrote(mnist_dir):
     assert metrics["dataset"] == "small (MNIST format)" and metrics["seed"] == 7 and metrics["target"] is None
     assert metrics["config"] == benchmark.RECIPES["fast"]
     assert metrics["total_seconds"] < seconds and metrics["peak_memory_mb"] > 100
+    benchmark.add_run(benchmark.new_result("fast"), metrics, seconds)  # finds in them all that it wants
 
 
 def test_a_run_that_fails_is_named(tmp_path):
@@ -195,6 +198,15 @@ def test_the_readme_shows_the_tables_of_the_committed_results():
 def test_the_readme_shows_the_committed_logs():
     root = Path(__file__).parent
     readme = (root / "README.md").read_text(encoding="utf-8")
+    earlier = json.loads((root / "results/best-earlier-sampling.jsonl").read_text())["runs"]
+    [best] = benchmark.read_results(root / "results/best.json")
+    for runs, text in [(earlier, "gave {:.2f} ± {:.2f}%"), (earlier + best["runs"], "together {:.2f} ± {:.2f}%")]:
+        summary = benchmark.summarise(runs)
+        assert text.format(summary["mean"], summary["std"]) in readme
+    side_by_side = benchmark.read_results(root / "results/side-by-side.json")
+    seconds = {r["recipe"]: benchmark.summarise(r["runs"])["seconds_to_target"] for r in side_by_side}
+    fastest = min(value for name, value in seconds.items() if name in benchmark.PUBLISHED and value)
+    assert f"**{fastest / seconds['fast']:.0f} times less**" in " ".join(readme.split())
     assert (root / "results/default-run/log.txt").read_text().rstrip() in readme
     runs = [json.loads(path.read_text()) for path in sorted(root.glob("results/18-epochs/*/metrics.json"))]
     finals = [run["final_test_accuracy"] for run in runs]
