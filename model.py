@@ -6,15 +6,24 @@ python model.py        prints the layer table
 from torch import nn
 
 
+def pooling(antialias):
+    """Modules that halve height and width by 2x2 max pooling, or by an average of 2x2 maxima of 3x3 each.
+
+    The latter changes less where a digit moves by one pixel (Making Convolutional Networks Shift-Invariant Again,
+    arXiv:1904.11486).
+    """
+    return [nn.MaxPool2d(3, stride=1, padding=1), nn.AvgPool2d(2)] if antialias else [nn.MaxPool2d(2)]
+
+
 class ConvBlock(nn.Sequential):
-    """Convolution, optional 2x2 max pooling, BatchNorm, SiLU.
+    """Convolution, the modules of a `pool` if any, BatchNorm, SiLU.
 
     Pooling comes first: BatchNorm and the activation then see a quarter of the values (tuomaso/train_mnist_fast).
     A separable convolution filters each channel alone and then mixes them by a 1x1 convolution, with a fraction of
     the parameters (Xception, arXiv:1610.02357).
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size=3, padding=0, pool=False, separable=False):
+    def __init__(self, in_channels, out_channels, kernel_size=3, padding=0, pool=(), separable=False):
         if separable:
             convolutions = [
                 nn.Conv2d(in_channels, in_channels, kernel_size, padding=padding, groups=in_channels, bias=False),
@@ -24,7 +33,7 @@ class ConvBlock(nn.Sequential):
             convolutions = [nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)]
         super().__init__(
             *convolutions,
-            *([nn.MaxPool2d(2)] if pool else []),
+            *pool,
             nn.BatchNorm2d(out_channels),
             nn.SiLU(),
         )
@@ -37,17 +46,18 @@ class Net(nn.Module):
         widths: output channels of the five blocks.
         dropout: probability with which a pooled feature is zeroed in training.
         separable: whether the blocks after the first are of separable convolutions.
+        antialias: whether the two poolings are antialiased.
 
     Shapes: float images (N, 1, 28, 28) in, or down to 20x20, as `--margin` cuts them; float logits (N, 10) out.
     """
 
-    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False):
+    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False, antialias=False):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
         self.blocks = nn.Sequential(  # shapes for (N, 1, 28, 28)
-            ConvBlock(1, c1, kernel_size=5, pool=True),  # (N, c1, 12, 12)
+            ConvBlock(1, c1, kernel_size=5, pool=pooling(antialias)),  # (N, c1, 12, 12)
             ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 12, 12)
-            ConvBlock(c2, c3, pool=True, separable=separable),  # (N, c3, 5, 5)
+            ConvBlock(c2, c3, pool=pooling(antialias), separable=separable),  # (N, c3, 5, 5)
             ConvBlock(c3, c4, padding=1, separable=separable),  # (N, c4, 5, 5)
             ConvBlock(c4, c5, padding=1, separable=separable),  # (N, c5, 5, 5)
         )

@@ -7,6 +7,7 @@ DEFAULT = {
     "widths": [16, 16, 24, 32, 22],
     "dropout": 0.05,
     "separable": False,  # convolutions, all but the first
+    "antialias": False,  # the two poolings
     "deskew": False,  # shear every digit upright first
     "margin": 0,  # pixels cut off on each side of every image
     "epochs": 2,
@@ -46,6 +47,7 @@ RECIPES = {
         **DEFAULT,
         "widths": [8, 20, 24, 22, 22],
         "separable": True,
+        "antialias": True,
         "deskew": True,
         "epochs": 20,
         "batch_size": 128,
@@ -53,7 +55,7 @@ RECIPES = {
         "augment_until": 0.9,
     },
 }
-NET_SETTINGS = ("widths", "dropout", "separable")  # the arguments of Net
+NET_SETTINGS = ("widths", "dropout", "separable", "antialias")  # the arguments of Net
 NOT_SETTINGS = {"out", "show", "resume", "evaluate"}  # flags of one call, not of the run
 MAY_DIFFER = {"resume": {"data_dir"}, "evaluate": {"dataset", "data_dir", "device", "precision"}}
 
@@ -135,6 +137,12 @@ def parse_args(description, argv=None, settings=None):
         "--separable",
         action=argparse.BooleanOptionalAction,
         help="separable convolutions in all blocks but the first, with fewer parameters",
+    )
+    add(
+        group,
+        "--antialias",
+        action=argparse.BooleanOptionalAction,
+        help="pool by an average of 2x2 maxima of 3x3 each, not by a maximum of 2x2: more accurate, slower",
     )
     add(group, "--dropout", type=number(float, 0, 0.99), metavar="P", help="probability to zero a value")
 

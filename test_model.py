@@ -1,6 +1,7 @@
 """The network is what the README says it is, and the default recipe trains it to 99.4% on MNIST."""
 
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from torch import nn
 
 import train
 from data import DownloadError, load_dataset
-from model import Net, count_parameters
+from model import Net, count_parameters, pooling
 from options import DEFAULT, NET_SETTINGS, RECIPES
 
 PARAMETERS = 19_858  # the README states this number
@@ -98,6 +99,26 @@ def test_dropout_is_active_in_training_only(model):
     assert torch.equal(model(images), model(images))
     for dropout in (module for module in model.modules() if isinstance(module, nn.Dropout)):
         assert dropout.p > 0
+
+
+def test_antialiased_pooling_is_the_mean_of_four_maxima():
+    features = torch.randn(2, 3, 10, 9)
+    pooled = nn.Sequential(*pooling(antialias=True))(features)
+    assert pooled.shape == (2, 3, 5, 4)
+    for y, x in itertools.product(range(5), range(4)):
+        corners = itertools.product((2 * y, 2 * y + 1), (2 * x, 2 * x + 1))
+        maxima = [features[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].amax((2, 3)) for i, j in corners]
+        torch.testing.assert_close(pooled[:, :, y, x], torch.stack(maxima).mean(0))
+
+
+def test_antialiased_net_changes_less_when_the_image_moves():
+    images, changes = torch.rand(64, 1, 28, 28), []
+    for antialias in (False, True):
+        torch.manual_seed(0)  # the same weights
+        net = Net(dropout=0.0, antialias=antialias)
+        logits, moved = net(images), net(images.roll(1, dims=3))
+        changes.append((logits - moved).std() / logits.std())
+    assert changes[1] < 0.95 * changes[0]
 
 
 def test_every_parameter_gets_a_gradient(model):

@@ -564,6 +564,7 @@ VALUES = {
     "--evaluate": ["nowhere", ".", __file__],
     "--target": [*NUMBERS, "99.4"],
     "--separable": [],
+    "--antialias": [],
     **{f"--{name}": NUMBERS for name in ("margin", "dropout", "lr", "warmup", "momentum", "weight-decay", "seed")},
     **{f"--{name}": NUMBERS for name in ("rotation", "translate", "scale", "shear", "augment-until", "holdout")},
     **{f"--{name}": NUMBERS for name in ("label-smoothing", "nonsense")},
@@ -574,7 +575,7 @@ VALUES = {
 def command_lines(draw):
     argv = []
     for flag in draw(st.lists(st.sampled_from(sorted(VALUES)), max_size=6)):
-        values, usual = VALUES[flag], {"--widths": 5, "--separable": 0}.get(flag, 1)
+        values, usual = VALUES[flag], 5 if flag == "--widths" else 1
         count = draw(st.sampled_from([usual] * 4 + [usual + 1, max(usual - 1, 0)])) if values else 0
         argv += [flag, *(draw(st.sampled_from(values)) for _ in range(count))]
     return argv
