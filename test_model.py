@@ -116,6 +116,7 @@ def test_antialiased_net_changes_less_when_the_image_moves():
     for antialias in (False, True):
         torch.manual_seed(0)  # the same weights
         net = Net(dropout=0.0, antialias=antialias)
+        assert sum(isinstance(module, nn.AvgPool2d) for module in net.modules()) == 2 * antialias
         logits, moved = net(images), net(images.roll(1, dims=3))
         changes.append((logits - moved).std() / logits.std())
     assert changes[1] < 0.95 * changes[0]
