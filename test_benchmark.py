@@ -203,6 +203,8 @@ def test_the_readme_shows_the_committed_logs():
     for runs, text in [(earlier, "gave {:.2f} ± {:.2f}%"), (earlier + best["runs"], "together {:.2f} ± {:.2f}%")]:
         summary = benchmark.summarise(runs)
         assert text.format(summary["mean"], summary["std"]) in readme
+    summary = benchmark.summarise(json.loads((root / "results/tiny-max-pooling.jsonl").read_text())["runs"])
+    assert f"2×2 gave {summary['mean']:.2f} ± {summary['std']:.2f}%" in readme
     side_by_side = benchmark.read_results(root / "results/side-by-side.json")
     seconds = {r["recipe"]: benchmark.summarise(r["runs"])["seconds_to_target"] for r in side_by_side}
     fastest = min(value for name, value in seconds.items() if name in benchmark.PUBLISHED and value)
