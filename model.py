@@ -5,6 +5,8 @@ python model.py        prints the layer table
 
 from torch import nn
 
+ANTIALIAS = {"none": (False, False), "second": (False, True), "both": (True, True)}  # of the two poolings
+
 
 def pooling(antialias):
     """Modules that halve height and width by 2x2 max pooling, or by an average of 2x2 maxima of 3x3 each.
@@ -46,18 +48,19 @@ class Net(nn.Module):
         widths: output channels of the five blocks.
         dropout: probability with which a pooled feature is zeroed in training.
         separable: whether the blocks after the first are of separable convolutions.
-        antialias: whether the two poolings are antialiased.
+        antialias: which of the two poolings are antialiased, a key of ANTIALIAS.
 
     Shapes: float images (N, 1, 28, 28) in, or down to 20x20, as `--margin` cuts them; float logits (N, 10) out.
     """
 
-    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False, antialias=False):
+    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False, antialias="none"):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
+        first, second = map(pooling, ANTIALIAS[antialias])
         self.blocks = nn.Sequential(  # shapes for (N, 1, 28, 28)
-            ConvBlock(1, c1, kernel_size=5, pool=pooling(antialias)),  # (N, c1, 12, 12)
+            ConvBlock(1, c1, kernel_size=5, pool=first),  # (N, c1, 12, 12)
             ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 12, 12)
-            ConvBlock(c2, c3, pool=pooling(antialias), separable=separable),  # (N, c3, 5, 5)
+            ConvBlock(c2, c3, pool=second, separable=separable),  # (N, c3, 5, 5)
             ConvBlock(c3, c4, padding=1, separable=separable),  # (N, c4, 5, 5)
             ConvBlock(c4, c5, padding=1, separable=separable),  # (N, c5, 5, 5)
         )

@@ -3,11 +3,13 @@
 import argparse
 import math
 
+from model import ANTIALIAS
+
 DEFAULT = {
     "widths": [16, 16, 24, 32, 22],
     "dropout": 0.05,
     "separable": False,  # convolutions, all but the first
-    "antialias": False,  # the two poolings
+    "antialias": "none",  # or "second" or "both" of the two poolings
     "deskew": False,  # shear every digit upright first
     "margin": 0,  # pixels cut off on each side of every image
     "epochs": 2,
@@ -27,7 +29,8 @@ RECIPES = {
     "default": DEFAULT,
     "fast": {  # one epoch: every image once
         **DEFAULT,
-        "widths": [16, 24, 24, 24, 24],
+        "widths": [16, 16, 32, 24, 24],
+        "antialias": "second",
         "margin": 2,
         "epochs": 1,
         "dropout": 0.01,
@@ -38,6 +41,7 @@ RECIPES = {
         **DEFAULT,
         "widths": [16, 48, 64, 80, 64],
         "separable": True,
+        "antialias": "both",
         "epochs": 20,
         "batch_size": 128,
         "dropout": 0.01,
@@ -47,7 +51,7 @@ RECIPES = {
         **DEFAULT,
         "widths": [8, 20, 24, 22, 22],
         "separable": True,
-        "antialias": True,
+        "antialias": "both",
         "deskew": True,
         "epochs": 20,
         "batch_size": 128,
@@ -141,8 +145,8 @@ def parse_args(description, argv=None, settings=None):
     add(
         group,
         "--antialias",
-        action=argparse.BooleanOptionalAction,
-        help="pool by an average of 2x2 maxima of 3x3 each, not by a maximum of 2x2: more accurate, slower",
+        choices=ANTIALIAS,
+        help="which of the two poolings is an average of 2x2 maxima of 3x3 each, not a maximum of 2x2",
     )
     add(group, "--dropout", type=number(float, 0, 0.99), metavar="P", help="probability to zero a value")
 

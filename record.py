@@ -18,7 +18,7 @@ from model import Net
 from options import DEFAULT, NET_SETTINGS
 
 RUN_FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
-FORMAT = 5  # of a checkpoint; another one is refused
+FORMAT = 6  # of a checkpoint; another one is refused
 CHECKPOINT_KEYS = {"format", "net", "model", "settings", "metrics", "log_bytes", "optimizer", "scheduler", "random"}
 METRICS = {"dataset", "sha256", "device", "threads", "precision", "epochs", "target", "target_epoch", "total_seconds"}
 

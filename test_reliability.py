@@ -564,7 +564,7 @@ VALUES = {
     "--evaluate": ["nowhere", ".", __file__],
     "--target": [*NUMBERS, "99.4"],
     "--separable": [],
-    "--antialias": [],
+    "--antialias": ["none", "second", "both", "first"],
     **{f"--{name}": NUMBERS for name in ("margin", "dropout", "lr", "warmup", "momentum", "weight-decay", "seed")},
     **{f"--{name}": NUMBERS for name in ("rotation", "translate", "scale", "shear", "augment-until", "holdout")},
     **{f"--{name}": NUMBERS for name in ("label-smoothing", "nonsense")},
