@@ -1,7 +1,7 @@
 """Train a CNN with fewer than 20,000 parameters to 99.4% on MNIST.
 
     python train.py                               until the test accuracy reaches 99.4%
-    python train.py --target none --epochs 18     to the end, for the best accuracy
+    python train.py --recipe best --target none   to the end of 20 epochs, for the best accuracy
     python train.py --dataset digits              on a machine without MNIST and without a network
     python train.py --resume runs/NAME            goes on with an interrupted run, to the same bits
     python train.py --evaluate runs/NAME/best.pt  tests a checkpoint
