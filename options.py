@@ -52,7 +52,7 @@ RECIPES = {
         "widths": [8, 20, 24, 22, 22],
         "separable": True,
         "antialias": "both",
-        "deskew": True,
+        "deskew": False,
         "epochs": 20,
         "batch_size": 128,
         "dropout": 0.01,
