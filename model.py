@@ -3,15 +3,18 @@
 python model.py        prints the layer table
 """
 
+import torch
 from torch import nn
 
+SIDE = 28
+MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, scaled to 0..1
 ANTIALIAS = {"none": (False, False), "second": (False, True), "both": (True, True)}  # of the two poolings
 
 
 def pooling(antialias):
-    """Modules that halve height and width by 2x2 max pooling, or by an average of 2x2 maxima of 3x3 each.
+    """Modules that halve height and width: 2x2 max pooling, or the average of 2x2 overlapping 3x3 maxima.
 
-    The latter changes less where a digit moves by one pixel (Making Convolutional Networks Shift-Invariant Again,
+    The latter changes less when a digit moves by one pixel (Making Convolutional Networks Shift-Invariant Again,
     arXiv:1904.11486).
     """
     return [nn.MaxPool2d(3, stride=1, padding=1), nn.AvgPool2d(2)] if antialias else [nn.MaxPool2d(2)]
@@ -42,22 +45,26 @@ class ConvBlock(nn.Sequential):
 
 
 class Net(nn.Module):
-    """Five convolution blocks, global average pooling, dropout and a linear classifier.
+    """Five convolution blocks, global average pooling, dropout and a linear classifier: images in, logits out.
 
     Args:
         widths: output channels of the five blocks.
-        dropout: probability with which a pooled feature is zeroed in training.
-        separable: whether the blocks after the first are of separable convolutions.
+        dropout: probability of zeroing a pooled feature in training.
+        separable: whether the blocks after the first use separable convolutions.
         antialias: which of the two poolings are antialiased, a key of ANTIALIAS.
+        margin: pixels to crop from each side of the images; MNIST's digits lie in the middle.
 
-    Shapes: float images (N, 1, 28, 28) in, or down to 20x20, as `--margin` cuts them; float logits (N, 10) out.
+    Input: images (N, 1, 28, 28), float in 0..1 or uint8 in 0..255. Output: float logits (N, 10), not probabilities.
     """
 
-    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False, antialias="none"):
+    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False, antialias="none", margin=0):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
         first, second = map(pooling, ANTIALIAS[antialias])
-        self.blocks = nn.Sequential(  # shapes for (N, 1, 28, 28)
+        self.side = SIDE - 2 * margin
+        self.register_buffer("mean", torch.tensor(MEAN))
+        self.register_buffer("std", torch.tensor(STD))
+        self.blocks = nn.Sequential(  # shapes without a margin
             ConvBlock(1, c1, kernel_size=5, pool=first),  # (N, c1, 12, 12)
             ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 12, 12)
             ConvBlock(c2, c3, pool=second, separable=separable),  # (N, c3, 5, 5)
@@ -70,16 +77,25 @@ class Net(nn.Module):
         self.classifier = nn.Linear(c5, 10)
 
     def forward(self, images):
+        if images.dtype == torch.uint8:
+            images = images / 255
+        images = (center_crop(images, self.side) - self.mean) / self.std
         features = self.gap(self.blocks(images)).flatten(1)  # (N, c5)
         return self.classifier(self.dropout(features))  # (N, 10)
 
 
+def center_crop(images, side):
+    """The central `side` x `side` pixels of square images (N, 1, S, S); all of them if S is `side` already."""
+    margin = (images.shape[-1] - side) // 2
+    return images[:, :, margin : margin + side, margin : margin + side]
+
+
 def count_parameters(model):
-    """Number of all parameters of `model`, frozen ones too."""
+    """Number of all parameters of `model`, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 if __name__ == "__main__":
     from torchsummary import summary
 
-    summary(Net(), (1, 28, 28), device="cpu")
+    summary(Net(), (1, SIDE, SIDE), device="cpu")

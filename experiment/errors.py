@@ -1,0 +1,33 @@
+"""The errors that end a command with one line on stderr; each message says what is wrong and what to do."""
+
+
+class ExperimentError(Exception):
+    """Base of all of them; `exit_code` is the command's."""
+
+    exit_code = 2
+
+
+class SettingError(ExperimentError):
+    """A setting is out of range, contradicts another one, or cannot be had on this machine."""
+
+
+class DataError(ExperimentError):
+    """The data set is missing, damaged or of another format."""
+
+
+class DownloadError(DataError):
+    """The data set is missing and cannot be downloaded."""
+
+    exit_code = 1
+
+
+class FileError(ExperimentError):
+    """A file or folder cannot be read or written, or another process uses it."""
+
+
+class CheckpointError(FileError):
+    """A checkpoint is damaged, of another format, or of another run."""
+
+
+class DivergedError(ExperimentError):
+    """A loss is no longer finite."""

@@ -1,0 +1,52 @@
+"""Files that are whole at every moment, and locks."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import filelock
+
+from experiment.errors import FileError
+
+
+def replace_file(path, content):
+    """Write `content` (bytes) so that a crash at any moment leaves the old file or the whole new one at `path`."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}; what it held before is kept") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Windows and some network file systems cannot sync a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new name must survive a power cut too
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path, value):
+    """Write strict JSON as replace_file does."""
+    replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def lock(path):
+    """Lock a run's folder or a benchmark's file for this process, until released or until the process ends."""
+    path = Path(path)
+    name = path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock")
+    held = filelock.FileLock(name)
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise FileError(f"{path} is in use by another process; wait until it ends") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}; restore its permissions") from error
+    return held

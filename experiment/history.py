@@ -1,0 +1,127 @@
+"""What each epoch of a run measured; everything else about accuracy is derived from that."""
+
+import math
+from dataclasses import asdict, dataclass, field
+
+from experiment.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy and number of correct answers on `count` images."""
+
+    loss: float
+    correct: int
+    count: int
+
+    @property
+    def accuracy(self):
+        return 100 * self.correct / self.count
+
+    def line(self, split):
+        figures = f"Average loss: {self.loss:.4f}, Accuracy: {self.correct}/{self.count} ({self.accuracy:.2f}%)"
+        return f"{split.capitalize()} set: {figures}"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: accuracies in percent, `lr` of its last step, `seconds` of training alone."""
+
+    number: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    evaluation: Evaluation
+    seconds: float
+
+    @property
+    def accuracy(self):
+        return self.evaluation.accuracy
+
+
+@dataclass
+class History:
+    """The finished epochs of a run, each evaluated on `split`, "test" or "holdout"."""
+
+    split: str
+    epochs: list[Epoch] = field(default_factory=list)
+    test: Evaluation | None = None  # the one look at the test set after a run with held-out images
+    total_seconds: float = 0.0  # of all processes of the run, the last one up to its last epoch
+    peak_memory_mb: int | None = None
+
+    def add(self, lr, train_loss, train_accuracy, evaluation, seconds):
+        number = len(self.epochs) + 1
+        if not math.isfinite(evaluation.loss):
+            raise DivergedError(
+                f"the {self.split} loss is {evaluation.loss} after epoch {number}, learning rate {lr:.4g}; "
+                "earlier epochs are kept, try a lower --lr"
+            )
+        self.epochs.append(Epoch(number, lr, train_loss, train_accuracy, evaluation, round(seconds, 3)))
+
+    @property
+    def best(self):
+        """The first epoch of the highest accuracy."""
+        return max(self.epochs, key=lambda epoch: epoch.accuracy)
+
+    @property
+    def final(self):
+        return self.epochs[-1]
+
+    @property
+    def train_seconds(self):
+        return round(sum(epoch.seconds for epoch in self.epochs), 3)
+
+    def first_at(self, target):
+        """Number of the first epoch with an accuracy of at least `target` percent; None if there is none."""
+        if target is None:
+            return None
+        return next((epoch.number for epoch in self.epochs if epoch.accuracy >= target), None)
+
+    def stops_at(self, target):
+        """Whether an early stop is due: `target` is met, and is one below 100%."""
+        return target is not None and target < 100 and self.first_at(target) is not None
+
+    def summary(self, target):
+        """The closing lines of a log."""
+        yield f"Best {self.split} accuracy: {self.best.accuracy:.2f}% (epoch {self.best.number})"
+        yield f"Final {self.split} accuracy: {self.final.accuracy:.2f}% (epoch {self.final.number})"
+        if target is not None:
+            met, count = self.first_at(target), len(self.epochs)
+            missed = f"not met in {count} epoch{'s' * (count > 1)}"
+            yield f"Target {target:.2f}%: " + (f"met at epoch {met}" if met else missed)
+
+    def metrics(self, target):
+        """The entries of metrics.json that the epochs decide."""
+        split = self.split
+        epochs = [
+            {
+                "epoch": epoch.number,
+                "lr": epoch.lr,
+                "train_loss": epoch.train_loss,
+                "train_accuracy": epoch.train_accuracy,
+                f"{split}_loss": epoch.evaluation.loss,
+                f"{split}_accuracy": epoch.accuracy,
+                "seconds": epoch.seconds,
+            }
+            for epoch in self.epochs
+        ]
+        return {
+            "epochs": epochs,
+            f"best_{split}_accuracy": self.best.accuracy if epochs else None,
+            f"final_{split}_accuracy": self.final.accuracy if epochs else None,
+            "target": target,
+            "target_epoch": self.first_at(target),
+            "train_seconds": self.train_seconds,
+            "total_seconds": round(self.total_seconds, 3),
+            "peak_memory_mb": self.peak_memory_mb,
+            **({"test_loss": self.test.loss, "test_accuracy": self.test.accuracy} if self.test else {}),
+        }
+
+    def to_dict(self):
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        epochs = [Epoch(**{**epoch, "evaluation": Evaluation(**epoch["evaluation"])}) for epoch in values["epochs"]]
+        test = values["test"] and Evaluation(**values["test"])
+        return cls(**{**values, "epochs": epochs, "test": test})

@@ -1,0 +1,233 @@
+"""The folder of a run: log.txt, metrics.json, last.pt, best.pt and curves.png, for a new run or a resumed one."""
+
+import contextlib
+import itertools
+import os
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from experiment import plots
+from experiment.checkpoint import Checkpoint
+from experiment.command import echo
+from experiment.errors import CheckpointError, DivergedError, ExperimentError, FileError
+from experiment.files import lock, replace_file, write_json
+from experiment.history import History
+from experiment.machine import peak_memory_mb
+from model import count_parameters
+
+FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
+
+
+class RunFolder:
+    """Where a run writes, and from which checkpoint it starts if it is resumed.
+
+    A new run creates its folder, `out` or runs/<time>-seed<N>, in `start`; what is refused before leaves no trace.
+    `resume`, the folder of an earlier run, is locked and its last.pt loaded at once.
+    """
+
+    def __init__(self, out=None, resume=None):
+        self.began, self.out, self.lock, self.checkpoint = time.perf_counter(), out, None, None
+        if resume is None:
+            return
+        if not os.path.exists(Path(resume, "last.pt")):
+            raise CheckpointError(
+                f"--resume {resume}: found no last.pt in it, expected the folder of a run; "
+                "a run that ended before its first checkpoint must be started anew"
+            )
+        self.path, self.lock = Path(resume), lock(resume)
+        try:
+            self.checkpoint = Checkpoint.load(self.path / "last.pt")
+        except ExperimentError:
+            self.close()
+            raise
+
+    def close(self):
+        """Release the lock."""
+        if self.lock:
+            self.lock.release()
+
+    @contextlib.contextmanager
+    def start(self, settings, dataset, model, optimizer, scheduler):
+        """Create the folder or restore the checkpoint's state; a context that yields the History of the run so far."""
+        self.settings, self.dataset, self.parts = settings, dataset, (model, optimizer, scheduler)
+        if self.checkpoint:
+            self.history = self.checkpoint.history
+            self.began -= self.history.total_seconds
+        else:
+            self.history = History("holdout" if dataset.holdout else "test")
+            self.path = create_folder(self.out, settings.seed)
+            self.lock = lock(self.path)
+        try:
+            with self.resume_hint():
+                if self.checkpoint:
+                    self.check_data()
+                    self.checkpoint.restore(*self.parts)
+                    cut(self.path / "log.txt", self.checkpoint.log_bytes)
+                else:
+                    self.save_checkpoint("last.pt")
+                self.log_start()
+                self.write_metrics()
+                yield self.history
+        finally:
+            self.close()
+
+    def check_data(self):
+        found, expected = self.dataset, self.checkpoint
+        if found.sha256 != expected.sha256:
+            raise CheckpointError(
+                f"--resume {self.path}: found other data ({found.name}, SHA-256 {found.sha256}), expected "
+                f"{expected.dataset} with {expected.sha256}; name the folder that holds it by --data-dir"
+            )
+
+    def log_start(self):
+        settings, data, epochs = self.settings, self.dataset, self.history.epochs
+        if epochs:
+            self.log_epoch()
+        else:
+            held = f", {len(data.holdout.labels)} held-out" if data.holdout else ""
+            images = f"{len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
+            self.log(f"Run: {self.path}, seed {settings.seed}")
+            self.log(f"Recipe: {settings.description}")
+            self.log(f"Data: {data.name}, {images}")
+            self.log(f"Model: {count_parameters(self.parts[0])} parameters")
+            machine = f"{settings.device}, {settings.threads} CPU threads, torch {torch.__version__}"
+            self.log(f"Device: {machine}, {settings.precision}")
+        if self.checkpoint:
+            self.log(f"Resumed after epoch {len(epochs)}, torch {torch.__version__}")
+
+    def save_epoch(self):
+        """Write what the history's last epoch measured, and checkpoints."""
+        self.write_metrics()
+        if self.history.best is self.history.final:
+            self.save_checkpoint("best.pt")
+        self.save_checkpoint("last.pt")  # without it the epoch is trained again, to the same bits
+        self.log_epoch()  # what the log says is safe
+
+    def log_epoch(self):
+        epoch, split = self.history.final, self.history.split
+        self.log(
+            f"Epoch {epoch.number}/{self.settings.recipe.epochs}: Train loss: {epoch.train_loss:.4f}, "
+            f"Accuracy: {epoch.train_accuracy:.2f}%, lr: {epoch.lr:.4f}, {epoch.seconds:.1f} s"
+        )
+        self.log(epoch.evaluation.line(split))
+
+    def best_weights(self):
+        """state_dict of the model after its best epoch."""
+        return Checkpoint.load(self.path / "best.pt").model
+
+    def finish(self):
+        """Write what follows the last epoch."""
+        self.log(f"Parameters: {count_parameters(self.parts[0])}")
+        for line in self.history.summary(self.settings.target):
+            self.log(line)
+        if self.history.test:
+            self.log(self.history.test.line("test"))
+        replace_file(self.path / "curves.png", plots.curves_png(self.metrics()))
+        self.write_metrics()
+        seconds = f"Training time: {self.history.train_seconds:.1f} s, in total {self.history.total_seconds:.1f} s"
+        memory = self.history.peak_memory_mb
+        self.log(seconds + (f", peak memory {memory} MB" if memory else ""))
+
+    def log(self, line):
+        path = self.path / "log.txt"
+        try:
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FileError(f"{path} cannot be written: {error.strerror}") from error
+        echo(line)
+
+    def metrics(self):
+        """The content of metrics.json."""
+        settings = self.settings
+        return {
+            "recipe": settings.recipe_name,
+            "dataset": self.dataset.name,
+            "sha256": self.dataset.sha256,
+            "seed": settings.seed,
+            "params": count_parameters(self.parts[0]),
+            "device": settings.device,
+            "threads": settings.threads,
+            "precision": settings.precision,
+            "torch": str(torch.__version__),
+            "config": asdict(settings.recipe),
+            "holdout": settings.holdout,
+            **self.history.metrics(settings.target),
+        }
+
+    def write_metrics(self):
+        history = self.history
+        history.total_seconds = time.perf_counter() - self.began
+        history.peak_memory_mb = max(history.peak_memory_mb or 0, peak_memory_mb() or 0) or None
+        write_json(self.path / "metrics.json", self.metrics())
+
+    def save_checkpoint(self, name):
+        log = self.path / "log.txt"
+        checkpoint = Checkpoint.capture(
+            *self.parts,
+            settings=self.settings,
+            dataset=self.dataset.name,
+            sha256=self.dataset.sha256,
+            history=self.history,
+            log_bytes=log.stat().st_size if log.exists() else 0,
+        )
+        checkpoint.save(self.path / name)
+
+    @contextlib.contextmanager
+    def resume_hint(self):
+        """Log what ends a run early, and how to resume it."""
+        folder = shlex.quote(str(self.path))
+
+        def hint():
+            begun = (self.path / "last.pt").exists()
+            return f"python train.py --resume {folder}" if begun else f"remove {folder} and start again"
+
+        try:
+            yield
+        except DivergedError as error:
+            self.write_metrics()
+            self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
+            raise
+        except KeyboardInterrupt:
+            self.log(f"Interrupted; to resume: {hint()}")
+            raise
+        except ExperimentError as error:
+            raise type(error)(f"{error}; to resume after that: {hint()}") from error
+
+
+def cut(path, size):
+    """Remove what the file at `path` holds after its first `size` bytes."""
+    try:
+        if path.exists() and size < path.stat().st_size:
+            os.truncate(path, size)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def create_folder(out, seed):
+    """Create the folder of a run, `out` or a new one under runs/, and an empty log.txt in it."""
+    name = out if out is not None else f"runs/{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
+    folder = Path(name)
+    held = [file for file in FILES if os.path.exists(folder / file)]
+    if out is not None and held:
+        raise FileError(f"--out {folder} already holds a run ({', '.join(held)}); choose another folder or remove it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(2):
+            try:
+                folder.mkdir(exist_ok=out is not None)
+                break
+            except FileExistsError:
+                if out is not None:
+                    raise
+                folder = Path(f"{name}-{number}")  # another run of this second has the name
+        (folder / "log.txt").touch(exist_ok=False)  # the one step that two runs at once cannot both take
+    except OSError as error:
+        raise FileError(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
+    return folder

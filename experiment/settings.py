@@ -1,0 +1,171 @@
+"""The settings of a run as frozen dataclasses, with default, help and limits of each, and the named recipes."""
+
+from dataclasses import dataclass, field, fields, replace
+
+from experiment.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The values that a setting may have: of `kind` in [low, high], in (low, high] if `above`, or one of `choices`."""
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    choices: tuple = ()
+    kind: type = float
+    optional: bool = False  # None is allowed, "none" on a command line
+    metavar: str | None = None
+
+    def allow(self, value):
+        if value is None:
+            return self.optional
+        if type(value) not in ((int, float) if self.kind is float else (self.kind,)):
+            return False
+        if self.choices:
+            return value in self.choices
+        if self.low is None:
+            return value != ""
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self):
+        if self.choices or self.kind in (bool, str):
+            return (
+                f"one of {', '.join(self.choices)}" if self.choices else {bool: "true or false", str: "text"}[self.kind]
+            )
+        what = "a whole number" if self.kind is int else "a number"
+        return f"{what} " + (
+            f"above {self.low}, at most {self.high}" if self.above else f"from {self.low} to {self.high}"
+        )
+
+
+def setting(default, help, low=None, high=None, *, kind=None, **limits):
+    """A dataclass field with `default`, help text and Limits; a tuple has as many values as its default."""
+    kind = kind or type(default[0] if isinstance(default, tuple) else default)
+    return field(default=default, metadata={"limits": Limits(help, low, high, kind=kind, **limits)})
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+class Checked:
+    """Checks the values of a dataclass against their limits, whoever fills it in."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            if "limits" not in f.metadata:
+                continue
+            value, limits = getattr(self, f.name), f.metadata["limits"]
+            if isinstance(f.default, tuple) and not (isinstance(value, tuple) and len(value) == len(f.default)):
+                raise SettingError(f"{flag(f.name)}: found {value}, expected {len(f.default)} values")
+            for item in value if isinstance(value, tuple) else (value,):
+                if not limits.allow(item):
+                    raise SettingError(f"{flag(f.name)}: found {item}, expected {limits}")
+
+
+@dataclass(frozen=True)
+class Recipe(Checked):
+    """What decides how good a net gets, apart from luck and data."""
+
+    # model
+    widths: tuple[int, ...] = setting((16, 16, 24, 32, 22), "output channels of the five convolution blocks", 1, 4096)
+    dropout: float = setting(0.05, "probability of zeroing a pooled feature", 0, 0.99)
+    separable: bool = setting(False, "separable convolutions in all blocks but the first, with fewer parameters")
+    antialias: str = setting(
+        "none", "which of the two poolings average overlapping 3x3 maxima", choices=("none", "second", "both")
+    )
+    margin: int = setting(0, "pixels cropped from each side of every image", 0, 4)
+    # training
+    epochs: int = setting(2, "passes over the training images", 1, 100_000)
+    batch_size: int = setting(64, "images per step", 1, 1_000_000)
+    lr: float = setting(1.0, "peak learning rate of the one cycle", 0, 1000, above=True)
+    warmup: float = setting(0.3, "fraction of the cycle before the peak", 0.01, 0.99)
+    momentum: float = setting(0.9, "Nesterov momentum", 0.01, 0.999)
+    weight_decay: float = setting(1e-4, "of convolution and linear weights", 0, 1)
+    label_smoothing: float = setting(0.1, "probability spread over all classes", 0, 0.9)
+    # augmentation
+    rotation: float = setting(8.0, "degrees", 0, 180)
+    translate: float = setting(0.06, "fraction of 28 pixels", 0, 1)
+    scale: float = setting(0.08, "fraction of the size", 0, 0.9)
+    shear: float = setting(4.0, "degrees", 0, 60)
+    augment_until: float = setting(0.7, "fraction of the run that is augmented", 0, 1)
+
+    @property
+    def network(self):
+        """The arguments of model.Net."""
+        return {name: getattr(self, name) for name in ("widths", "dropout", "separable", "antialias", "margin")}
+
+
+DEFAULT = Recipe()
+LONG = replace(DEFAULT, separable=True, antialias="both", epochs=20, batch_size=128, dropout=0.01, augment_until=0.9)
+RECIPES = {
+    "default": DEFAULT,
+    "fast": replace(  # one epoch: every image once
+        DEFAULT,
+        widths=(16, 16, 32, 24, 24),
+        antialias="second",
+        margin=2,
+        epochs=1,
+        dropout=0.01,
+        weight_decay=0.0,
+        augment_until=0.6,
+    ),
+    "best": replace(LONG, widths=(16, 48, 64, 80, 64)),  # the highest accuracy in 20 epochs
+    "tiny": replace(LONG, widths=(8, 20, 24, 22, 22)),  # at most 3,000 parameters
+}
+
+
+@dataclass(frozen=True)
+class Settings(Checked):
+    """A run: a recipe and what it is applied to."""
+
+    recipe: Recipe = DEFAULT
+    recipe_name: str = "default"
+    # run
+    target: float | None = setting(
+        99.4, "stop at this test accuracy; 100 or none: never", 0, 100, above=True, optional=True, metavar="PCT"
+    )
+    seed: int = setting(0, "of weights, order and augmentation", 0, 2**63 - 1)
+    # data and machine
+    dataset: str = setting("mnist", "digits: the 1,797 images that scikit-learn carries", choices=("mnist", "digits"))
+    data_dir: str | None = setting(
+        None,
+        "look for MNIST-format files only there; else ./data, ../shared/mnist, download",
+        kind=str,
+        optional=True,
+        metavar="DIR",
+    )
+    holdout: int | None = setting(
+        None,
+        "hold N training images out; stop and choose the best epoch by them, look at the test set once at the end",
+        1,
+        1_000_000,
+        kind=int,
+        optional=True,
+    )
+    threads: int | None = setting(None, "CPU threads (default: PyTorch's choice)", 1, 1024, kind=int, optional=True)
+    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
+    precision: str = setting("auto", "auto: bf16 on a CPU where it is faster", choices=("auto", "fp32", "bf16"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dataset == "digits" and self.data_dir is not None:
+            raise SettingError(
+                "--data-dir: found with --dataset digits, which needs no files; drop it or add --dataset mnist"
+            )
+
+    @property
+    def description(self):
+        """The recipe's name, and the flags that changed it."""
+        own = RECIPES.get(self.recipe_name, DEFAULT)
+        changed = [typed(name, value) for name, value in vars(self.recipe).items() if value != getattr(own, name)]
+        return " ".join([self.recipe_name, *changed])
+
+
+def typed(name, value):
+    """The setting `name` as on a command line."""
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    return f"{flag(name)} " + (" ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower())
