@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model import SIDE, center_crop
+from model import SIDE
 
 
 class Split(NamedTuple):
@@ -64,7 +64,7 @@ class RandomAffine:
     """Rotate, shift, scale and shear each image of a batch by random amounts, drawn from ±value per image.
 
     Args: degrees; translate, a fraction of 28 pixels; scale, a fraction of the size; shear, in degrees; margin, pixels
-    cropped from each side of the result.
+    left out on each side of the result. Takes and returns float images (N, 1, 28, 28), smaller by the margin.
     """
 
     def __init__(self, degrees, translate, scale, shear, margin=0):
@@ -73,19 +73,21 @@ class RandomAffine:
     def __call__(self, images):
         uniform = torch.rand(5, len(images), device=images.device) * 2 - 1
         return affine(
-            center_crop(images, SIDE - 2 * self.margin),
+            images,
             angle=self.degrees * uniform[0],
             translate=self.translate * SIDE * uniform[1:3],
             scale=1 + self.scale * uniform[3],
             shear=self.shear * uniform[4],
+            margin=self.margin,
         )
 
 
-def affine(images, angle, translate, scale, shear):
+def affine(images, angle, translate, scale, shear, margin=0):
     """Transform each image about its centre, as torchvision.transforms.functional.affine does one by one.
 
     Args: float images (N, 1, S, S) with background 0; angle and shear (N,) in degrees; translate (2, N) in pixels,
-    x then y; scale (N,). Returns float images (N, 1, S, S), bilinear, background 0.
+    x then y; scale (N,); margin in pixels. Returns float images (N, 1, S - 2 margin, S - 2 margin), the central part
+    of the transformed ones; bilinear, background 0.
     """
     angle, shear = torch.deg2rad(angle), torch.deg2rad(shear)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
@@ -93,11 +95,12 @@ def affine(images, angle, translate, scale, shear):
     xx, xy = cos - sin * torch.tan(shear), sin + cos * torch.tan(shear)
     yx, yy = -sin, cos
     side = images.shape[-1]
+    kept = side - 2 * margin
     dx, dy = translate * (-2 / side)
     matrices = torch.stack([xx, xy, xx * dx + xy * dy, yx, yy, yx * dx + yy * dy], dim=1)  # (N, 6)
-    steps = (torch.arange(side, device=images.device) * 2 + 1) / side - 1
+    steps = (torch.arange(margin, side - margin, device=images.device) * 2 + 1) / side - 1
     y, x = torch.meshgrid(steps, steps, indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, S * S)
+    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, kept * kept)
     # One product for the whole batch; affine_grid takes one for each image, which is many times slower on a CPU.
-    grid = (matrices.view(-1, 3) @ places).view(-1, 2, side, side).permute(0, 2, 3, 1)
+    grid = (matrices.view(-1, 3) @ places).view(-1, 2, kept, kept).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, align_corners=False)
