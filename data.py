@@ -15,9 +15,6 @@ class Split(NamedTuple):
     images: torch.Tensor
     labels: torch.Tensor
 
-    def to(self, device):
-        return Split(self.images.to(device), self.labels.to(device))
-
 
 class Dataset(NamedTuple):
     """The splits of a data set. Every epoch is evaluated on `holdout` if there is one, else on `test`."""
@@ -33,8 +30,8 @@ class Dataset(NamedTuple):
         return self.holdout or self.test
 
     def to(self, device):
-        moved = {name: split.to(device) for name, split in self._asdict().items() if isinstance(split, Split)}
-        return self._replace(**moved)
+        splits = (split and Split(*(tensor.to(device) for tensor in split)) for split in self[2:])
+        return Dataset(self.name, self.sha256, *splits)
 
 
 class Loader:
@@ -51,11 +48,8 @@ class Loader:
         return math.ceil(len(self.images) / self.batch_size)
 
     def __iter__(self):
-        count, device = len(self.images), self.images.device
-        if self.shuffle:
-            order = torch.randperm(count, device=device)
-        else:
-            order = torch.arange(count, device=device)
+        make_order = torch.randperm if self.shuffle else torch.arange
+        order = make_order(len(self.images), device=self.images.device)
         for index in order.split(self.batch_size):
             yield self.images[index].float().div_(255), self.labels[index]
 

@@ -36,12 +36,7 @@ class ConvBlock(nn.Sequential):
             ]
         else:
             convolutions = [nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)]
-        super().__init__(
-            *convolutions,
-            *pool,
-            nn.BatchNorm2d(out_channels),
-            nn.SiLU(),
-        )
+        super().__init__(*convolutions, *pool, nn.BatchNorm2d(out_channels), nn.SiLU())
 
 
 class Net(nn.Module):

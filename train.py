@@ -11,10 +11,10 @@ Each run writes log.txt, metrics.json, curves.png, last.pt and best.pt into a ne
 
 import sys
 
-if __name__ == "__main__":
-    from experiment import signals
+if __name__ == "__main__":  # Ctrl-C is one line even while torch is imported
+    from experiment.command import exit_at_once, handle_signals
 
-    signals.exit_at_once()  # Ctrl-C is one line even while torch is imported
+    handle_signals(exit_at_once)
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, progress):
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
-        progress.update(scheduler.last_epoch, lr, loss, logits, labels)
+        progress.add(scheduler.last_epoch, lr, loss, logits, labels)
     progress.flush()
 
 

@@ -53,7 +53,7 @@ def add_flags(parser, *classes):
             options["choices"] = limits.choices
         else:
             options["type"] = path if limits.kind is str else number(limits)
-            options["metavar"] = limits.metavar or ("N" if limits.kind is int else "X")
+            options["metavar"] = {int: "N", float: "X", str: "DIR"}[limits.kind]
         if isinstance(default, tuple):
             options["nargs"] = len(default)
         group.add_argument(flag(f.name), default=argparse.SUPPRESS, **options)
@@ -62,12 +62,8 @@ def add_flags(parser, *classes):
 def parse_args(description, argv=None):
     """(options, given): a namespace of out, show, resume and evaluate, and a dict of the settings that were typed."""
     parser = Parser(prog="train.py", description=description)
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        default=argparse.SUPPRESS,
-        help="named values of the settings, which other flags change; the defaults below are those of `default`",
-    )
+    about = "named values of the settings, which other flags change; the defaults below are those of `default`"
+    parser.add_argument("--recipe", choices=RECIPES, default=argparse.SUPPRESS, help=about)
     add_flags(parser, Recipe, Settings)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=path, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")

@@ -7,8 +7,24 @@ import signal
 import sys
 from pathlib import Path
 
-from experiment import signals
 from experiment.errors import ExperimentError
+
+
+def exit_at_once(number, frame):
+    """Signal handler: end the process by one line. For a second signal, and while a script imports torch."""
+    os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
+    os._exit(128 + number)
+
+
+def interrupt(number, frame):
+    """Signal handler: raise KeyboardInterrupt(number), so that the run shuts down cleanly."""
+    handle_signals(exit_at_once)
+    raise KeyboardInterrupt(number)
+
+
+def handle_signals(handler):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +60,8 @@ def command(function):
 
     @functools.wraps(function)
     def main(argv=None, **options):
-        signals.interrupt()
+        if signal.getsignal(signal.SIGINT) is exit_at_once:  # set by the script; a notebook keeps its own
+            handle_signals(interrupt)
         try:
             function(argv, **options)
         except ExperimentError as error:

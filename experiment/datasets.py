@@ -1,6 +1,5 @@
 """The data sets as tensors: MNIST or other data in its format, scikit-learn's digits; images held out."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -8,9 +7,7 @@ import torch.nn.functional as F
 
 from data import Dataset, Split
 from experiment.errors import DataError
-from experiment.mnist_files import data_name, download, find_files, import_torchvision_mnist, read_files
-
-MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
+from experiment.mnist_files import MNIST_SHA256, checksum, data_name, download, find_files, read_files
 
 
 def load_data(settings):
@@ -26,8 +23,7 @@ def load_data(settings):
 
 def load_mnist(data_dir=None):
     """Data in MNIST's format from `data_dir`; if that is None, from DEFAULT_FOLDERS or else downloaded to ./data."""
-    mnist_class = import_torchvision_mnist()  # even if nothing is to be downloaded: a broken install shows at once
-    paths = find_files(data_dir) or download(mnist_class, Path("data"))
+    paths = find_files(data_dir) or download(Path("data"))
     train_images, train_labels, test_images, test_labels = read_files(paths)
     dataset = make_dataset("mnist", train_images.unsqueeze(1), train_labels, test_images.unsqueeze(1), test_labels)
     # Other data in MNIST's format is welcome, but never called MNIST.
@@ -65,10 +61,8 @@ def load_digits_28x28():
     return make_dataset("digits", train_images, train_labels.byte(), test_images, test_labels.byte())
 
 
-def make_dataset(name, train_images, train_labels, test_images, test_labels):
-    """A Dataset of uint8 tensors, images (N, 1, 28, 28) and labels (N,), with their check sum."""
-    digest = hashlib.sha256()
-    for tensor in (train_images, train_labels, test_images, test_labels):
-        digest.update(tensor.contiguous().numpy())
+def make_dataset(name, *tensors):
+    """A Dataset of training images and labels and test images and labels: uint8, (N, 1, 28, 28) and (N,)."""
+    train_images, train_labels, test_images, test_labels = tensors
     train, test = Split(train_images, train_labels.long()), Split(test_images, test_labels.long())
-    return Dataset(name, digest.hexdigest(), train, test)
+    return Dataset(name, checksum(tensors), train, test)

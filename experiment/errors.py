@@ -2,7 +2,7 @@
 
 
 class ExperimentError(Exception):
-    """Base of all of them; `exit_code` is the command's."""
+    """Base of all of them."""
 
     exit_code = 2
 
@@ -22,7 +22,7 @@ class DownloadError(DataError):
 
 
 class FileError(ExperimentError):
-    """A file or folder cannot be read or written, or another process uses it."""
+    """A file or folder cannot be read or written, is damaged, or is used by another process."""
 
 
 class CheckpointError(FileError):

@@ -10,18 +10,26 @@ import filelock
 from experiment.errors import FileError
 
 
+@contextlib.contextmanager
+def writing(path, hint):
+    """Turn an OSError into a FileError: `path` cannot be written, why, and the `hint` what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}; {hint}") from error
+
+
 def replace_file(path, content):
     """Write `content` (bytes) so that a crash at any moment leaves the old file or the whole new one at `path`."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}; what it held before is kept") from error
+        with writing(path, "what it held before is kept"):
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -41,12 +49,10 @@ def write_json(path, value):
 def lock(path):
     """Lock a run's folder or a benchmark's file for this process, until released or until the process ends."""
     path = Path(path)
-    name = path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock")
-    held = filelock.FileLock(name)
-    try:
-        held.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise FileError(f"{path} is in use by another process; wait until it ends") from error
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}; restore its permissions") from error
+    held = filelock.FileLock(path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock"))
+    with writing(path, "restore its permissions"):
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise FileError(f"{path} is in use by another process; wait until it ends") from error
     return held

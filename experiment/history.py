@@ -1,7 +1,7 @@
 """What each epoch of a run measured; everything else about accuracy is derived from that."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from experiment.errors import DivergedError
 
@@ -46,16 +46,19 @@ class History:
     split: str
     epochs: list[Epoch] = field(default_factory=list)
     test: Evaluation | None = None  # the one look at the test set after a run with held-out images
-    total_seconds: float = 0.0  # of all processes of the run, the last one up to its last epoch
+    total_seconds: float = 0.0  # of all processes of the run
     peak_memory_mb: int | None = None
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of dataclasses.asdict."""
+        epochs = [Epoch(**{**epoch, "evaluation": Evaluation(**epoch["evaluation"])}) for epoch in values["epochs"]]
+        return cls(**{**values, "epochs": epochs, "test": values["test"] and Evaluation(**values["test"])})
 
     def add(self, lr, train_loss, train_accuracy, evaluation, seconds):
         number = len(self.epochs) + 1
         if not math.isfinite(evaluation.loss):
-            raise DivergedError(
-                f"the {self.split} loss is {evaluation.loss} after epoch {number}, learning rate {lr:.4g}; "
-                "earlier epochs are kept, try a lower --lr"
-            )
+            raise DivergedError(f"the {self.split} loss is {evaluation.loss} after epoch {number}; try a lower --lr")
         self.epochs.append(Epoch(number, lr, train_loss, train_accuracy, evaluation, round(seconds, 3)))
 
     @property
@@ -73,22 +76,22 @@ class History:
 
     def first_at(self, target):
         """Number of the first epoch with an accuracy of at least `target` percent; None if there is none."""
-        if target is None:
-            return None
-        return next((epoch.number for epoch in self.epochs if epoch.accuracy >= target), None)
+        return next((epoch.number for epoch in self.epochs if target is not None and epoch.accuracy >= target), None)
 
     def stops_at(self, target):
         """Whether an early stop is due: `target` is met, and is one below 100%."""
-        return target is not None and target < 100 and self.first_at(target) is not None
+        return self.first_at(target) is not None and target < 100
 
     def summary(self, target):
         """The closing lines of a log."""
-        yield f"Best {self.split} accuracy: {self.best.accuracy:.2f}% (epoch {self.best.number})"
-        yield f"Final {self.split} accuracy: {self.final.accuracy:.2f}% (epoch {self.final.number})"
+        for name, epoch in (("Best", self.best), ("Final", self.final)):
+            yield f"{name} {self.split} accuracy: {epoch.accuracy:.2f}% (epoch {epoch.number})"
         if target is not None:
             met, count = self.first_at(target), len(self.epochs)
             missed = f"not met in {count} epoch{'s' * (count > 1)}"
             yield f"Target {target:.2f}%: " + (f"met at epoch {met}" if met else missed)
+        if self.test:
+            yield self.test.line("test")
 
     def metrics(self, target):
         """The entries of metrics.json that the epochs decide."""
@@ -116,12 +119,3 @@ class History:
             "peak_memory_mb": self.peak_memory_mb,
             **({"test_loss": self.test.loss, "test_accuracy": self.test.accuracy} if self.test else {}),
         }
-
-    def to_dict(self):
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values):
-        epochs = [Epoch(**{**epoch, "evaluation": Evaluation(**epoch["evaluation"])}) for epoch in values["epochs"]]
-        test = values["test"] and Evaluation(**values["test"])
-        return cls(**{**values, "epochs": epochs, "test": test})

@@ -16,12 +16,9 @@ from model import Net
 
 def resolve(settings):
     """`settings` with every "auto" and None replaced by what it means on this machine; a no-op the second time."""
-    device = choose_device(settings.device)
-    threads = settings.threads or torch.get_num_threads()
+    device, threads = choose_device(settings.device), settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)  # their number decides how sums are rounded
-    precision = settings.precision
-    if precision == "auto":
-        precision = choose_precision(device, settings.recipe)
+    precision = choose_precision(device, settings.recipe) if settings.precision == "auto" else settings.precision
     return replace(settings, device=device, threads=threads, precision=precision)
 
 
@@ -32,10 +29,8 @@ def choose_device(requested):
     if requested == "auto":
         return found[0]
     if requested not in found:
-        raise SettingError(
-            f"--device {requested}: torch {torch.__version__} finds only {', '.join(found)} here; "
-            "a new run and --evaluate may take --device auto"
-        )
+        here = f"torch {torch.__version__} finds only {', '.join(found)} here"
+        raise SettingError(f"--device {requested}: {here}; a new run and --evaluate may take --device auto")
     return requested
 
 
@@ -82,8 +77,5 @@ def describe_machine():
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    packages = {name: version(name) for name in ("torch", "torchvision")}
-    return {
-        "machine": f"{model}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {"python": platform.python_version(), **packages},
-    }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision")}}
+    return {"machine": f"{model}, {os.cpu_count()} cores, {platform.system()}", "versions": versions}

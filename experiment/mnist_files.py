@@ -1,5 +1,6 @@
 """MNIST's files: find, download, read and check them."""
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -8,7 +9,6 @@ import os
 import tempfile
 import urllib.request
 import zlib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,23 +18,8 @@ from model import SIDE
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 DEFAULT_FOLDERS = ("data", "../shared/mnist")  # the second: one copy for several checkouts
-
-
-def import_torchvision_mnist():
-    """torchvision's MNIST class; DataError that names both versions if torch and torchvision do not match."""
-    try:
-        from torchvision.datasets import MNIST
-    except (ImportError, RuntimeError, AttributeError, OSError) as error:
-        try:
-            found = version("torchvision")
-        except PackageNotFoundError:
-            found = "none"
-        raise DataError(
-            f"torchvision cannot be imported: found torch {torch.__version__} and torchvision {found} "
-            f"({last_line(error)}); the two must be released together: "
-            "pip install --upgrade --force-reinstall torch torchvision"
-        ) from error
-    return MNIST
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"  # of the four files' items
 
 
 def find_files(data_dir=None):
@@ -67,61 +52,53 @@ def look_in(folder):
     return [], best_missing
 
 
-def download(mnist_class, folder, timeout=30):
-    """Download MNIST from the mirrors of torchvision's class into `folder`; returns the paths of the four FILES.
+def download(folder, mirrors=MIRRORS, sha256=MNIST_SHA256, timeout=30):
+    """Download the FILES from the first of `mirrors` that has them all into `folder`; returns their paths.
 
     `timeout` in seconds is for each answer of a server. Nothing half-downloaded is left behind.
     """
-    raw = folder / "MNIST" / "raw"
+    raw, reasons = folder / "MNIST" / "raw", []
     try:
         raw.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as temporary:
+            for mirror in mirrors:
+                try:
+                    for name in FILES:
+                        with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=timeout) as response:
+                            Path(temporary, name).write_bytes(gzip.decompress(response.read()))
+                    if checksum(read_files([Path(temporary, name) for name in FILES])) != sha256:
+                        raise OSError("the files have another check sum")
+                except (OSError, EOFError, zlib.error, http.client.HTTPException, DataError) as error:
+                    reasons.append(f"{mirror}: {last_line(error)}")
+                    continue
+                for name in FILES:
+                    os.replace(Path(temporary, name), raw / name)
+                return [raw / name for name in FILES]
     except OSError as error:
         raise DataError(
             f"{raw} cannot be written: {last_line(error)}; name a folder with MNIST by --data-dir"
         ) from error
-    try:
-        with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as temporary:
-            for name, md5 in mnist_class.resources:
-                content = fetch([mirror + name for mirror in mnist_class.mirrors], md5, timeout)
-                Path(temporary, name.removesuffix(".gz")).write_bytes(gzip.decompress(content))
-            for name in FILES:
-                os.replace(Path(temporary, name), raw / name)
-    except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
-        raise DownloadError(
-            f"no MNIST in {' or '.join(DEFAULT_FOLDERS)}, and no download from {' or '.join(mnist_class.mirrors)} "
-            f"({last_line(error)}); put {', '.join(FILES)} into {raw}, or train without a network by --dataset digits"
-        ) from error
     finally:
-        remove_empty(raw)
-    return [raw / name for name in FILES]
-
-
-def fetch(urls, md5, timeout):
-    """The content of the first of `urls` that answers with the check sum `md5`."""
-    for url in urls:
-        try:
-            with urllib.request.urlopen(url, timeout=timeout) as response:
-                content = response.read()
-            if hashlib.md5(content).hexdigest() != md5:
-                raise OSError(f"{url} has another check sum than {md5}")
-            return content
-        except (OSError, http.client.HTTPException):
-            if url == urls[-1]:
-                raise
-
-
-def remove_empty(folder):
-    """Remove `folder` and those above it, as far as they are empty."""
-    try:
-        os.removedirs(folder)
-    except OSError:
-        return
+        with contextlib.suppress(OSError):
+            os.removedirs(raw)  # only what is empty
+    raise DownloadError(
+        f"no MNIST in {' or '.join(DEFAULT_FOLDERS)}, and no download ({'; '.join(reasons)}); "
+        f"put {', '.join(FILES)} into {raw}, or train without a network by --dataset digits"
+    )
 
 
 def last_line(error):
     """The last line of an exception's message, which names the cause; its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
+
+
+def checksum(tensors):
+    """SHA-256 of the bytes of uint8 tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def read_files(paths):

@@ -38,5 +38,5 @@ def draw_curves(figure, metrics):
         right.axhline(metrics["target"], color="grey", linestyle="--", label=f"target {metrics['target']:g}%")
     left.legend(loc="upper right")
     right.legend(loc="lower right")
-    title = f"{metrics['recipe']} on {metrics['dataset']}: {metrics['params']} parameters, seed {metrics['seed']}"
-    figure.suptitle(title)
+    names = f"{metrics['recipe']} on {metrics['dataset']}"
+    figure.suptitle(f"{names}: {metrics['params']} parameters, seed {metrics['seed']}")

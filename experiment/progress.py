@@ -7,31 +7,26 @@ from tqdm import tqdm
 
 from experiment.errors import DivergedError
 
-EVERY = 25  # steps between two looks; until then the values stay on the device
 
+class Progress(tqdm):
+    """A bar for an epoch of `steps` steps: `add` each batch, then read mean loss, accuracy and the last lr.
 
-class Progress:
-    """Mean loss and accuracy of an epoch of `steps` steps: update it in each, read it after the last."""
+    The values stay on the device for 25 steps at a time.
+    """
 
     def __init__(self, steps, title):
         # disable=None: no bar where the output is not a terminal
-        self.bar = tqdm(total=steps, desc=title, unit="batch", leave=False, disable=None)
+        super().__init__(total=steps, desc=title, unit="batch", leave=False, disable=None)
         self.pending, self.total_loss, self.correct, self.count, self.lr = [], 0.0, 0, 0, None
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
-
-    def update(self, step, lr, loss, logits, labels):
+    def add(self, step, lr, loss, logits, labels):
         """Count one batch: mean `loss` (scalar), `logits` (B, 10), `labels` (B,); `step` is the run's."""
         self.count += len(labels)
         self.correct = self.correct + (logits.argmax(1) == labels).sum()
         self.pending.append((step, lr, loss.detach() * len(labels)))
         self.lr = lr
-        self.bar.update()
-        if len(self.pending) == EVERY:
+        self.update()
+        if len(self.pending) == 25:
             self.flush()
 
     def flush(self):
@@ -39,13 +34,10 @@ class Progress:
         values = torch.stack([loss for _, _, loss in self.pending]).tolist() if self.pending else []
         for (step, lr, _), value in zip(self.pending, values):
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"the loss is {value} at step {step}, learning rate {lr:.4g}; "
-                    "earlier epochs are kept, try a lower --lr"
-                )
+                raise DivergedError(f"the loss is {value} at step {step}, learning rate {lr:.4g}; try a lower --lr")
         self.total_loss += sum(values)
         self.pending = []
-        self.bar.set_postfix_str(f"loss={self.loss:.4f}, acc={self.accuracy:.2f}%, lr={self.lr:.4f}")
+        self.set_postfix_str(f"loss={self.loss:.4f}, acc={self.accuracy:.2f}%, lr={self.lr:.4f}")
 
     @property
     def loss(self):

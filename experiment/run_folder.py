@@ -14,7 +14,7 @@ from experiment import plots
 from experiment.checkpoint import Checkpoint
 from experiment.command import echo
 from experiment.errors import CheckpointError, DivergedError, ExperimentError, FileError
-from experiment.files import lock, replace_file, write_json
+from experiment.files import lock, replace_file, write_json, writing
 from experiment.history import History
 from experiment.machine import peak_memory_mb
 from model import count_parameters
@@ -23,7 +23,7 @@ FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
 
 
 class RunFolder:
-    """Where a run writes, and from which checkpoint it starts if it is resumed.
+    """Where a run writes, and which checkpoint it starts from if it is resumed.
 
     A new run creates its folder, `out` or runs/<time>-seed<N>, in `start`; what is refused before leaves no trace.
     `resume`, the folder of an earlier run, is locked and its last.pt loaded at once.
@@ -31,19 +31,18 @@ class RunFolder:
 
     def __init__(self, out=None, resume=None):
         self.began, self.out, self.lock, self.checkpoint = time.perf_counter(), out, None, None
-        if resume is None:
-            return
-        if not os.path.exists(Path(resume, "last.pt")):
-            raise CheckpointError(
-                f"--resume {resume}: found no last.pt in it, expected the folder of a run; "
-                "a run that ended before its first checkpoint must be started anew"
-            )
-        self.path, self.lock = Path(resume), lock(resume)
-        try:
-            self.checkpoint = Checkpoint.load(self.path / "last.pt")
-        except ExperimentError:
-            self.close()
-            raise
+        if resume is not None:
+            if not os.path.exists(Path(resume, "last.pt")):
+                raise CheckpointError(
+                    f"--resume {resume}: found no last.pt in it, expected the folder of a run; "
+                    "a run that ended before its first checkpoint must be started anew"
+                )
+            self.path, self.lock = Path(resume), lock(resume)
+            try:
+                self.checkpoint = Checkpoint.load(self.path / "last.pt")
+            except CheckpointError:
+                self.close()
+                raise
 
     def close(self):
         """Release the lock."""
@@ -62,26 +61,35 @@ class RunFolder:
             self.path = create_folder(self.out, settings.seed)
             self.lock = lock(self.path)
         try:
-            with self.resume_hint():
-                if self.checkpoint:
-                    self.check_data()
-                    self.checkpoint.restore(*self.parts)
-                    cut(self.path / "log.txt", self.checkpoint.log_bytes)
-                else:
-                    self.save_checkpoint("last.pt")
-                self.log_start()
-                self.write_metrics()
-                yield self.history
+            self.restore() if self.checkpoint else self.save_checkpoint("last.pt")
+            self.log_start()
+            self.write_metrics()
+            yield self.history
+        except DivergedError as error:
+            self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
+            raise
+        except (ExperimentError, KeyboardInterrupt) as error:
+            what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
+            folder, begun = shlex.quote(str(self.path)), (self.path / "last.pt").exists()
+            how = f"to resume: python train.py --resume {folder}" if begun else f"remove {folder} and start again"
+            with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
+                self.log(f"{what}; {how}")
+            raise
         finally:
             self.close()
 
-    def check_data(self):
+    def restore(self):
         found, expected = self.dataset, self.checkpoint
         if found.sha256 != expected.sha256:
             raise CheckpointError(
                 f"--resume {self.path}: found other data ({found.name}, SHA-256 {found.sha256}), expected "
                 f"{expected.dataset} with {expected.sha256}; name the folder that holds it by --data-dir"
             )
+        self.checkpoint.restore(*self.parts)
+        log = self.path / "log.txt"
+        with writing(log, "restore its permissions"):
+            if log.exists() and log.stat().st_size > expected.log_bytes:
+                os.truncate(log, expected.log_bytes)
 
     def log_start(self):
         settings, data, epochs = self.settings, self.dataset, self.history.epochs
@@ -90,11 +98,11 @@ class RunFolder:
         else:
             held = f", {len(data.holdout.labels)} held-out" if data.holdout else ""
             images = f"{len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
+            machine = f"{settings.device}, {settings.threads} CPU threads, torch {torch.__version__}"
             self.log(f"Run: {self.path}, seed {settings.seed}")
             self.log(f"Recipe: {settings.description}")
             self.log(f"Data: {data.name}, {images}")
             self.log(f"Model: {count_parameters(self.parts[0])} parameters")
-            machine = f"{settings.device}, {settings.threads} CPU threads, torch {torch.__version__}"
             self.log(f"Device: {machine}, {settings.precision}")
         if self.checkpoint:
             self.log(f"Resumed after epoch {len(epochs)}, torch {torch.__version__}")
@@ -108,12 +116,12 @@ class RunFolder:
         self.log_epoch()  # what the log says is safe
 
     def log_epoch(self):
-        epoch, split = self.history.final, self.history.split
+        epoch = self.history.final
         self.log(
             f"Epoch {epoch.number}/{self.settings.recipe.epochs}: Train loss: {epoch.train_loss:.4f}, "
             f"Accuracy: {epoch.train_accuracy:.2f}%, lr: {epoch.lr:.4f}, {epoch.seconds:.1f} s"
         )
-        self.log(epoch.evaluation.line(split))
+        self.log(epoch.evaluation.line(self.history.split))
 
     def best_weights(self):
         """state_dict of the model after its best epoch."""
@@ -121,27 +129,22 @@ class RunFolder:
 
     def finish(self):
         """Write what follows the last epoch."""
+        history = self.history
         self.log(f"Parameters: {count_parameters(self.parts[0])}")
-        for line in self.history.summary(self.settings.target):
+        for line in history.summary(self.settings.target):
             self.log(line)
-        if self.history.test:
-            self.log(self.history.test.line("test"))
         replace_file(self.path / "curves.png", plots.curves_png(self.metrics()))
         self.write_metrics()
-        seconds = f"Training time: {self.history.train_seconds:.1f} s, in total {self.history.total_seconds:.1f} s"
-        memory = self.history.peak_memory_mb
-        self.log(seconds + (f", peak memory {memory} MB" if memory else ""))
+        memory = f", peak memory {history.peak_memory_mb} MB" if history.peak_memory_mb else ""
+        self.log(f"Training time: {history.train_seconds:.1f} s, in total {history.total_seconds:.1f} s{memory}")
 
     def log(self, line):
-        path = self.path / "log.txt"
-        try:
-            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FileError(f"{path} cannot be written: {error.strerror}") from error
         echo(line)
+        log = self.path / "log.txt"
+        with writing(log, "make room"), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def metrics(self):
         """The content of metrics.json."""
@@ -179,55 +182,19 @@ class RunFolder:
         )
         checkpoint.save(self.path / name)
 
-    @contextlib.contextmanager
-    def resume_hint(self):
-        """Log what ends a run early, and how to resume it."""
-        folder = shlex.quote(str(self.path))
-
-        def hint():
-            begun = (self.path / "last.pt").exists()
-            return f"python train.py --resume {folder}" if begun else f"remove {folder} and start again"
-
-        try:
-            yield
-        except DivergedError as error:
-            self.write_metrics()
-            self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
-            raise
-        except KeyboardInterrupt:
-            self.log(f"Interrupted; to resume: {hint()}")
-            raise
-        except ExperimentError as error:
-            raise type(error)(f"{error}; to resume after that: {hint()}") from error
-
-
-def cut(path, size):
-    """Remove what the file at `path` holds after its first `size` bytes."""
-    try:
-        if path.exists() and size < path.stat().st_size:
-            os.truncate(path, size)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}") from error
-
 
 def create_folder(out, seed):
     """Create the folder of a run, `out` or a new one under runs/, and an empty log.txt in it."""
-    name = out if out is not None else f"runs/{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
+    name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}" if out is None else out
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     folder = Path(name)
-    held = [file for file in FILES if os.path.exists(folder / file)]
-    if out is not None and held:
+    if out is not None and (held := [file for file in FILES if os.path.exists(folder / file)]):
         raise FileError(f"--out {folder} already holds a run ({', '.join(held)}); choose another folder or remove it")
-    try:
+    with writing(f"--out {folder}", "choose another folder"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(2):
-            try:
+        for folder in map(Path, names):
+            with contextlib.suppress(*[FileExistsError] if out is None else []):  # a run of the same second
                 folder.mkdir(exist_ok=out is not None)
                 break
-            except FileExistsError:
-                if out is not None:
-                    raise
-                folder = Path(f"{name}-{number}")  # another run of this second has the name
         (folder / "log.txt").touch(exist_ok=False)  # the one step that two runs at once cannot both take
-    except OSError as error:
-        raise FileError(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
     return folder

@@ -16,24 +16,17 @@ class Limits:
     choices: tuple = ()
     kind: type = float
     optional: bool = False  # None is allowed, "none" on a command line
-    metavar: str | None = None
 
     def allow(self, value):
-        if value is None:
-            return self.optional
-        if type(value) not in ((int, float) if self.kind is float else (self.kind,)):
-            return False
-        if self.choices:
-            return value in self.choices
-        if self.low is None:
-            return value != ""
+        if value is None or type(value) not in ((int, float) if self.kind is float else (self.kind,)):
+            return value is None and self.optional
+        if self.choices or self.low is None:
+            return value in self.choices if self.choices else value != ""
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self):
         if self.choices or self.kind in (bool, str):
-            return (
-                f"one of {', '.join(self.choices)}" if self.choices else {bool: "true or false", str: "text"}[self.kind]
-            )
+            return f"one of {', '.join(self.choices)}" if self.choices else f"a {self.kind.__name__}"
         what = "a whole number" if self.kind is int else "a number"
         return f"{what} " + (
             f"above {self.low}, at most {self.high}" if self.above else f"from {self.low} to {self.high}"
@@ -73,9 +66,7 @@ class Recipe(Checked):
     widths: tuple[int, ...] = setting((16, 16, 24, 32, 22), "output channels of the five convolution blocks", 1, 4096)
     dropout: float = setting(0.05, "probability of zeroing a pooled feature", 0, 0.99)
     separable: bool = setting(False, "separable convolutions in all blocks but the first, with fewer parameters")
-    antialias: str = setting(
-        "none", "which of the two poolings average overlapping 3x3 maxima", choices=("none", "second", "both")
-    )
+    antialias: str = setting("none", "poolings that average 3x3 maxima", choices=("none", "second", "both"))
     margin: int = setting(0, "pixels cropped from each side of every image", 0, 4)
     # training
     epochs: int = setting(2, "passes over the training images", 1, 100_000)
@@ -99,19 +90,11 @@ class Recipe(Checked):
 
 
 DEFAULT = Recipe()
+SHORT = replace(DEFAULT, epochs=1, dropout=0.01, weight_decay=0.0, augment_until=0.6)
 LONG = replace(DEFAULT, separable=True, antialias="both", epochs=20, batch_size=128, dropout=0.01, augment_until=0.9)
 RECIPES = {
     "default": DEFAULT,
-    "fast": replace(  # one epoch: every image once
-        DEFAULT,
-        widths=(16, 16, 32, 24, 24),
-        antialias="second",
-        margin=2,
-        epochs=1,
-        dropout=0.01,
-        weight_decay=0.0,
-        augment_until=0.6,
-    ),
+    "fast": replace(SHORT, widths=(16, 16, 32, 24, 24), antialias="second", margin=2),  # every image once
     "best": replace(LONG, widths=(16, 48, 64, 80, 64)),  # the highest accuracy in 20 epochs
     "tiny": replace(LONG, widths=(8, 20, 24, 22, 22)),  # at most 3,000 parameters
 }
@@ -125,25 +108,16 @@ class Settings(Checked):
     recipe_name: str = "default"
     # run
     target: float | None = setting(
-        99.4, "stop at this test accuracy; 100 or none: never", 0, 100, above=True, optional=True, metavar="PCT"
+        99.4, "stop at this test accuracy in percent; 100 or none: never", 0, 100, above=True, optional=True
     )
     seed: int = setting(0, "of weights, order and augmentation", 0, 2**63 - 1)
     # data and machine
     dataset: str = setting("mnist", "digits: the 1,797 images that scikit-learn carries", choices=("mnist", "digits"))
     data_dir: str | None = setting(
-        None,
-        "look for MNIST-format files only there; else ./data, ../shared/mnist, download",
-        kind=str,
-        optional=True,
-        metavar="DIR",
+        None, "look for MNIST-format files only there; else ./data, ../shared/mnist, download", kind=str, optional=True
     )
     holdout: int | None = setting(
-        None,
-        "hold N training images out; stop and choose the best epoch by them, look at the test set once at the end",
-        1,
-        1_000_000,
-        kind=int,
-        optional=True,
+        None, "hold N training images out: stop by them, test once at the end", 1, 1_000_000, kind=int, optional=True
     )
     threads: int | None = setting(None, "CPU threads (default: PyTorch's choice)", 1, 1024, kind=int, optional=True)
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
@@ -152,9 +126,7 @@ class Settings(Checked):
     def __post_init__(self):
         super().__post_init__()
         if self.dataset == "digits" and self.data_dir is not None:
-            raise SettingError(
-                "--data-dir: found with --dataset digits, which needs no files; drop it or add --dataset mnist"
-            )
+            raise SettingError("--data-dir: found with --dataset digits, which needs no files; drop one of them")
 
     @property
     def description(self):

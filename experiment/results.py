@@ -1,0 +1,83 @@
+"""The results of benchmark.py: what a run adds to its JSON, and the statistics over all runs."""
+
+import json
+import statistics
+from pathlib import Path
+
+from experiment.errors import FileError
+
+TARGET = 99.4
+KEYS = {"recipe", "config", "machine", "versions", "runs"}
+
+
+def add_run(result, metrics, process_seconds):
+    """Add the content of a run's metrics.json to `result`, in the order of the seeds, and summarise all runs anew."""
+    accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
+    seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
+    met = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= TARGET), None)
+    result |= {name: metrics[name] for name in ("params", "dataset")}
+    run = {
+        "seed": metrics["seed"],
+        "epoch_test_accuracy": accuracies,
+        "final_test_accuracy": metrics["final_test_accuracy"],
+        "train_seconds": metrics["train_seconds"],
+        "seconds_to_target": round(metrics["train_seconds"] - sum(seconds[met:]), 3) if met else None,
+        "total_seconds": round(process_seconds, 3),
+        **{name: metrics[name] for name in ("peak_memory_mb", "threads", "precision")},
+    }
+    result["runs"] = sorted([*result["runs"], run], key=lambda run: run["seed"])
+    summary = summarise(result["runs"])
+    result.update({name: summary[name] for name in ("mean", "std", "ci95")})
+
+
+def summarise(runs):
+    """Mean, sample standard deviation, 95% confidence interval of the mean (Student's t), times, and more.
+
+    Seconds per epoch and of the process are medians over the runs; seconds to the target are seconds per epoch times
+    the first epoch after which the mean accuracy is at least 99.4%.
+    """
+    from scipy.stats import t
+
+    finals = [run["final_test_accuracy"] for run in runs]
+    n, mean, std, ci95 = len(finals), statistics.fmean(finals), None, None
+    if n > 1:
+        std = statistics.stdev(finals)
+        half = float(t.ppf(0.975, n - 1)) * std / n**0.5
+        std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)]
+    by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
+    epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if accuracy >= TARGET), None)
+    per_epoch = statistics.median(run["train_seconds"] / len(run["epoch_test_accuracy"]) for run in runs)
+    return {
+        "n": n,
+        "epochs": len(by_epoch),
+        "by_epoch": by_epoch,
+        "mean": round(mean, 4),
+        "std": std,
+        "ci95": ci95,
+        "min": min(finals),
+        "reached": sum(final >= TARGET for final in finals),
+        "first_epoch": epoch,
+        "seconds_per_epoch": per_epoch,
+        "seconds_to_target": per_epoch * epoch if epoch else None,
+        "total_seconds": statistics.median(run["total_seconds"] for run in runs),
+        "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs),
+    }
+
+
+def read_results(path):
+    """The list of results in the file at `path`; FileError if it is damaged."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        for result in results:
+            if missing := KEYS - result.keys():
+                raise ValueError(f"no {', '.join(sorted(missing))}")
+            if result["runs"]:
+                summarise(result["runs"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise FileError(f"{path} is not a benchmark's JSON ({reason}); name another file or remove it") from error
+    return results
+
+
+def name_of(result):
+    return result["recipe"] + (" (fast loader)" if result["config"].get("loader") == "fast" else "")
