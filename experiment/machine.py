@@ -1,4 +1,4 @@
-"""The machine: device, precision and threads of a run, resolved once; clock, memory, description."""
+"""The machine: device and threads of a run, resolved once; clock, memory, description."""
 
 import os
 import platform
@@ -11,15 +11,13 @@ from pathlib import Path
 import torch
 
 from experiment.errors import SettingError
-from model import Net
 
 
 def resolve(settings):
     """`settings` with every "auto" and None replaced by what it means on this machine; a no-op the second time."""
     device, threads = choose_device(settings.device), settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)  # their number decides how sums are rounded
-    precision = choose_precision(device, settings.recipe) if settings.precision == "auto" else settings.precision
-    return replace(settings, device=device, threads=threads, precision=precision)
+    return replace(settings, device=device, threads=threads)
 
 
 def choose_device(requested):
@@ -32,25 +30,6 @@ def choose_device(requested):
         here = f"torch {torch.__version__} finds only {', '.join(found)} here"
         raise SettingError(f"--device {requested}: {here}; a new run and --evaluate may take --device auto")
     return requested
-
-
-def choose_precision(device, recipe, clock=time.perf_counter):
-    """ "bf16" on a CPU where a few training steps of `recipe` show it to be much faster, else "fp32"."""
-    if device != "cpu":
-        return "fp32"
-    model, images = Net(**recipe.network).to(memory_format=torch.channels_last), torch.rand(128, 1, 28, 28)
-
-    def seconds(bf16):
-        start = clock()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(images)
-        logits.float().sum().backward()
-        return clock() - start
-
-    times = [(seconds(bf16=False), seconds(bf16=True)) for _ in range(4)]
-    fp32, bf16 = (min(column) for column in zip(*times))
-    # The margin keeps the choice, and with it the figures of a seed, the same from run to run.
-    return "bf16" if bf16 < 0.8 * fp32 else "fp32"
 
 
 def synchronized_time(device):

@@ -4,8 +4,8 @@
     python -m experiment.report --check      fail if those tables are not the ones that the JSON files give
     python -m experiment.report FILE...      print the table of these files
 
-A table stands between "<!-- summary table: FILE... -->", or "full table", with files relative to the document, and
-"<!-- end -->".
+In the documents, "<!-- summary table: FILE... -->", "full table" or "log" and "<!-- end -->" enclose what is made from
+the files, named relative to the document.
 """
 
 import re
@@ -19,7 +19,7 @@ from experiment.results import TARGET, name_of, read_results, summarise
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCUMENTS = (RESULTS.parent / "README.md", RESULTS / "README.md")
-TABLE = re.compile(r"(<!-- (summary|full) table: (.+?) -->\n).*?(<!-- end -->)", re.S)
+TABLE = re.compile(r"(<!-- (summary table|full table|log): (.+?) -->\n).*?(<!-- end -->)", re.S)
 
 
 def seconds(value):
@@ -41,14 +41,13 @@ COLUMNS = {  # title: text, for a result and its summary
     "min": lambda result, s: f"{s['min']:.2f}",
     "runs ≥ 99.4%": lambda result, s: f"{s['reached']} of {s['n']}",
     "first epoch with mean ≥ 99.4%": lambda result, s: s["first_epoch"] or "–",
-    "training s": lambda result, s: seconds(s["seconds_per_epoch"] * s["epochs"]),
     "training s/epoch": lambda result, s: seconds(s["seconds_per_epoch"]),
     "training s to it": lambda result, s: seconds(s["seconds_to_target"]),
     "process s": lambda result, s: seconds(s["total_seconds"]),
     "peak MB": lambda result, s: f"{s['peak_memory_mb']:.0f}",
 }
-SUMMARY = ("recipe", "parameters", "epochs", "mean ± std (n)", "runs ≥ 99.4%", "training s")
-FULL = tuple(name for name in COLUMNS if name not in ("mean ± std (n)", "training s"))
+SUMMARY = ("recipe", "parameters", "epochs", "mean ± std (n)", "runs ≥ 99.4%")
+FULL = tuple(name for name in COLUMNS if name != "mean ± std (n)")
 
 
 def table(results, columns=FULL):
@@ -61,13 +60,15 @@ def table(results, columns=FULL):
             yield f"| {' | '.join(str(COLUMNS[column](result, s)) for column in columns)} |"
 
 
-def with_tables(document):
-    """The text of the file `document` with every table in it made anew."""
+def filled(document):
+    """The text of the file `document` with every table and log in it made anew."""
 
     def fill(match):
         begin, kind, files, end = match.groups()
+        if kind == "log":
+            return f"{begin}```\n{(document.parent / files).read_text(encoding='utf-8')}```\n{end}"
         results = [result for file in files.split() for result in read_results(document.parent / file)]
-        return begin + "\n".join(table(results, SUMMARY if kind == "summary" else FULL)) + "\n" + end
+        return begin + "\n".join(table(results, SUMMARY if kind == "summary table" else FULL)) + "\n" + end
 
     return TABLE.sub(fill, document.read_text(encoding="utf-8"))
 
@@ -98,14 +99,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.check:
         for document in DOCUMENTS:
-            if document.read_text(encoding="utf-8") != with_tables(document):
-                raise FileError(f"{document}: found other tables than its files give; run python -m experiment.report")
+            if document.read_text(encoding="utf-8") != filled(document):
+                raise FileError(
+                    f"{document}: a table or log in it is not that of its files; run python -m experiment.report"
+                )
     elif args.files:
         for line in table([result for file in args.files for result in read_results(file)]):
             echo(line)
     else:
         for document in DOCUMENTS:
-            replace_file(document, with_tables(document).encode())
+            replace_file(document, filled(document).encode())
         draw(read_results(RESULTS / "side-by-side.json"), RESULTS / "accuracy_over_seconds.png")
 
 
