@@ -36,7 +36,7 @@ COLUMNS = {  # title: text, for a result and its summary
     "epochs": lambda result, s: s["epochs"],
     "n": lambda result, s: s["n"],
     "mean ± std (%)": lambda result, s: f"{s['mean']:.3f}{std(s)}",
-    "mean ± std (n)": lambda result, s: f"{s['mean']:.2f}{std(s)[:-1]}% ({s['n']})",
+    "mean ± std (n)": lambda result, s: f"{s['mean']:.3f}{std(s)}% ({s['n']})",
     "95% CI of the mean": lambda result, s: "{:.3f} to {:.3f}".format(*s["ci95"]) if s["ci95"] else "–",
     "min": lambda result, s: f"{s['min']:.2f}",
     "runs ≥ 99.4%": lambda result, s: f"{s['reached']} of {s['n']}",
