@@ -56,7 +56,7 @@ def test_the_script_prints_a_table_of_all_layers_and_the_count():
     result = subprocess.run([sys.executable, ROOT / "model.py"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr == ""
     assert f"Total params: {PARAMETERS:,}\n" in result.stdout
-    names = re.findall(r"^ +(\w+)-\d+ ", result.stdout, re.M)
+    names = re.findall(r"^ *(\w+)-\d+ ", result.stdout, re.M)
     leaves = [type(module).__name__ for module in Net().modules() if not list(module.children())]
     assert Counter(leaves) == Counter(name for name in names if name != "ConvBlock")
 

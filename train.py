@@ -133,7 +133,7 @@ def test_checkpoint(path, given):
         checkpoint.settings, {"device": "auto", **given}, may_change=("dataset", "data_dir", "device", "precision")
     )
     settings = resolve(settings)
-    dataset = load_data(settings).to(settings.device)
+    dataset = load_data(settings, for_training=False).to(settings.device)
     loader = Loader(*dataset.test, 1000, shuffle=False)
     model = checkpoint.net().to(settings.device, memory_format=torch.channels_last)
     echo(f"Checkpoint: {path}, epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}")

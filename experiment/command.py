@@ -36,6 +36,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
+    def _print_message(self, message, file=None):
+        echo(message, file or sys.stderr, end="")
+
 
 def path(text):
     """argparse type: a path that is not empty, as an unset variable of a shell would leave it."""
@@ -44,12 +47,12 @@ def path(text):
     return text
 
 
-def echo(line, stream=None):
+def echo(line, stream=None, end="\n"):
     """Print `line`, escaped where `stream` cannot show it; without a reader (closed pipe, full disk) do nothing."""
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

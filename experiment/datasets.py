@@ -10,9 +10,11 @@ from experiment.errors import DataError
 from experiment.mnist_files import MNIST_SHA256, checksum, data_name, download, find_files, read_files
 
 
-def load_data(settings):
-    """The Dataset of `settings` on the CPU, with the images that they hold out."""
+def load_data(settings, for_training=True):
+    """The Dataset of `settings` on the CPU; for training with the images that they hold out."""
     dataset = load_digits_28x28() if settings.dataset == "digits" else load_mnist(settings.data_dir)
+    if not for_training:
+        return dataset
     if settings.holdout is not None:
         dataset = hold_out(dataset, settings.holdout, settings.seed)
     count, batch_size = len(dataset.train.labels), settings.recipe.batch_size

@@ -38,5 +38,6 @@ def draw_curves(figure, metrics):
         right.axhline(metrics["target"], color="grey", linestyle="--", label=f"target {metrics['target']:g}%")
     left.legend(loc="upper right")
     right.legend(loc="lower right")
-    names = f"{metrics['recipe']} on {metrics['dataset']}"
-    figure.suptitle(f"{names}: {metrics['params']} parameters, seed {metrics['seed']}")
+    title = f"{metrics['recipe']} on {metrics['dataset']}: {metrics['params']} parameters, seed {metrics['seed']}"
+    # A folder's name may hold "$", which is no mathematics here, or bytes that are no text.
+    figure.suptitle(title.encode(errors="backslashreplace").decode(), parse_math=False)

@@ -121,7 +121,7 @@ class Settings(Checked):
     )
     threads: int | None = setting(None, "CPU threads (default: PyTorch's choice)", 1, 1024, kind=int, optional=True)
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
-    precision: str = setting("fp32", "bf16: autocast, faster on some processors", choices=("fp32", "bf16"))
+    precision: str = setting("auto", "auto: bf16 on a CPU where it is faster", choices=("auto", "fp32", "bf16"))
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,15 +1,23 @@
 """What the tests share: a small data set, runs of train.py in this process, and one thread for all of them."""
 
 import json
+import os
+import re
+from dataclasses import is_dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import train
+from experiment.checkpoint import Checkpoint
 from experiment.mnist_files import FILES
+from model import Net
 
+ROOT = Path(train.__file__).parent
 DIGITS = ["--dataset", "digits", "--device", "cpu", "--precision", "fp32"]
 SMALL = ["--widths", "4", "4", "4", "4", "4", "--device", "cpu", "--precision", "fp32", "--target", "none"]
+RUN = ["--dataset", "digits", *SMALL, "--batch-size", "128", "--epochs", "8", "--margin", "2"]
 
 
 def pytest_addoption(parser):
@@ -50,6 +58,22 @@ def mnist_dir(tmp_path):
     return folder
 
 
+@pytest.fixture
+def on_forward():
+    """on_forward(hook): call hook(net, images, logits) after each forward pass of any Net; it may return others."""
+    handles = []
+
+    def register(hook):
+        def of_nets(module, inputs, output):
+            return hook(module, *inputs, output) if isinstance(module, Net) else None
+
+        handles.append(torch.nn.modules.module.register_module_forward_hook(of_nets))
+
+    yield register
+    for handle in handles:
+        handle.remove()
+
+
 def run(*argv, **options):
     """Exit code of train.py with the command line `argv`, in this process."""
     try:
@@ -72,3 +96,58 @@ def assert_one_line(captured, *expected, name="train.py"):
     assert captured.err.count("\n") == 1 and captured.err.startswith(f"{name}: error: "), captured.err
     for text in expected:
         assert text in captured.err, captured.err
+
+
+def assert_refused(capsys, argv, *expected, code=2):
+    """`argv` ends with `code` and one line on stderr that holds every string of `expected`."""
+    assert run(*argv) == code
+    assert_one_line(capsys.readouterr(), *expected)
+
+
+def same(a, b):
+    """Whether two values of dataclasses, dicts, lists, tensors and plain values are equal, bit for bit."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if is_dataclass(a):
+        return same(vars(a), vars(b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def without_times(folder):
+    """All that the run in `folder` leaves behind, but for what the clock says: (checkpoints, metrics, log)."""
+    checkpoints = {}
+    for name in ("last.pt", "best.pt"):
+        checkpoint = Checkpoint.load(folder / name)
+        epochs = [replace(epoch, seconds=0) for epoch in checkpoint.history.epochs]
+        history = replace(checkpoint.history, epochs=epochs, total_seconds=0, peak_memory_mb=None)
+        checkpoints[name] = replace(checkpoint, history=history, log_bytes=0)
+    metrics = {**read_metrics(folder), "train_seconds": 0, "total_seconds": 0, "peak_memory_mb": None}
+    metrics["epochs"] = [{**epoch, "seconds": 0} for epoch in metrics["epochs"]]
+    clock = r"Resumed.*\n|Run: .*\n|Training time.*\n|, \d+\.\d s$"
+    return checkpoints, metrics, re.sub(clock, "", (folder / "log.txt").read_text(), flags=re.M)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """Folder of a run with the flags RUN that nothing interrupted; a test that changes it works on a copy."""
+    folder, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert run(*RUN, "--out", folder) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+class RunsCode:
+    """Pickled into a file, this makes the folder that it names whenever the file is loaded carelessly."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)

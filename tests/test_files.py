@@ -1,0 +1,78 @@
+"""Files that are whole at every moment, and locks."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from experiment.errors import FileError
+from experiment.files import lock, replace_file, write_json
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot sync a folder")
+def test_a_file_is_synced_before_it_gets_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        state = os.fstat(descriptor)
+        steps.append((state.st_ino, None if os.path.samestat(state, tmp_path.stat()) else state.st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", lambda *args: steps.append("replace") or replace(*args))
+    path = tmp_path / "file"
+    replace_file(path, b"content")
+    assert steps == [(path.stat().st_ino, len(b"content")), "replace", (tmp_path.stat().st_ino, None)]
+    assert path.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, step):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(FileError, match="file cannot be written: No space left on device"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_strict(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"loss": 0.5})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError):
+            write_json(path, {"loss": value})
+    assert path.read_text() == '{\n  "loss": 0.5\n}\n'
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_another_process_uses_is_locked_until_that_process_is_killed(tmp_path, kind):
+    path = tmp_path if kind == "folder" else tmp_path / "results.json"
+    hold = "import sys; from experiment.files import lock; held = lock(sys.argv[1]); print('held', flush=True); input()"
+    command = [sys.executable, "-c", hold, path]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(FileError) as refused:
+            lock(path)
+        process.kill()
+    assert str(refused.value) == f"{path} is in use by another process; wait until it ends"
+    lock(path).release()
+
+
+def test_a_lock_is_held_and_released_within_one_process_too(tmp_path):
+    held = lock(tmp_path)
+    with pytest.raises(FileError, match="in use"):
+        lock(tmp_path)
+    held.release()
+    lock(tmp_path).release()
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="cannot be written"):
+        lock(tmp_path / "file" / "results.json")

@@ -1,0 +1,74 @@
+"""Device, precision and threads: what is asked for, or what this machine has."""
+
+import platform
+
+import pytest
+import torch
+from conftest import DIGITS, assert_refused
+
+from experiment.errors import SettingError
+from experiment.machine import choose_device, choose_precision, describe_machine, peak_memory_mb, resolve
+from experiment.settings import RECIPES, Settings
+
+
+@pytest.mark.parametrize(
+    ("bf16", "first", "expected"),
+    [(0.5, 1, "bf16"), (0.75, 1, "bf16"), (0.9, 1, "fp32"), (5, 1, "fp32"), (0.5, 20, "bf16"), (0.9, 1 / 20, "fp32")],
+)
+def test_precision_is_bf16_only_where_it_is_much_faster(on_forward, bf16, first, expected):
+    """On a clock that goes on by 1 s with each step in fp32, by `bf16` with one in bf16; the first is out of line."""
+    steps = []
+
+    def step(net, images, logits):
+        assert net.training and images.shape[1:] == (1, 28, 28)
+        steps.append((bf16 if logits.dtype == torch.bfloat16 else 1) * (1 if steps else first))
+
+    on_forward(step)
+    assert choose_precision("cpu", RECIPES["fast"], clock=lambda: sum(steps)) == expected
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_precision_is_measured_on_a_cpu_only(device):
+    assert choose_precision(device, RECIPES["default"], clock=None) == "fp32"
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    assert choose_device("auto") == next(name for name, found in there.items() if found)
+    for name, found in there.items():
+        if found:
+            assert choose_device(name) == name
+            continue
+        with pytest.raises(SettingError, match=f"^--device {name}: torch .* finds only .*cpu here"):
+            choose_device(name)
+        argv = [*DIGITS, "--device", name, "--out", tmp_path / "run"]
+        assert_refused(capsys, argv, f"--device {name}", "finds only", "--device auto")
+        assert not (tmp_path / "run").exists()
+
+
+def test_resolve_replaces_what_is_open_and_a_second_time_nothing():
+    settings = Settings(RECIPES["tiny"], "tiny", seed=3, dataset="digits", holdout=20)
+    once = resolve(settings)
+    assert once.device == choose_device("auto") and once.precision in ("fp32", "bf16")
+    assert once.threads == torch.get_num_threads() == 1  # as the tests have it
+    changed = {name for name, value in vars(once).items() if value != getattr(settings, name)}
+    assert changed == {"device", "precision", "threads"}
+    assert resolve(once) == once
+
+
+def test_resolve_takes_what_is_asked_for():
+    settings = Settings(threads=2, device="cpu", precision="bf16")
+    assert resolve(settings) == settings and torch.get_num_threads() == 2
+
+
+def test_peak_memory_is_in_megabytes_of_this_process():
+    pytest.importorskip("resource")  # not there on Windows, nor is the figure
+    before, block = peak_memory_mb(), torch.ones(300_000_000, dtype=torch.uint8)
+    assert len(block) / 1e6 <= peak_memory_mb() <= before + len(block) / 1e6 + 50
+
+
+def test_the_description_names_processor_system_and_versions():
+    description = describe_machine()
+    assert platform.system() in description["machine"] and " cores, " in description["machine"]
+    assert description["versions"]["python"] == platform.python_version()
+    assert torch.__version__.startswith(description["versions"]["torch"])
