@@ -374,15 +374,15 @@ def test_random_command_lines_never_give_a_traceback(mnist_dir, repeat, capsys):
         print(f"\n{len(codes)} random command lines: {codes.count(0)} trained, {codes.count(2)} ended in one line")
 
 
-def test_memory_and_open_files_stay_flat_over_many_epochs(tmp_path, repeat, capsys):
-    epochs, files, pages = repeat(20, 500), [], []
+def test_memory_and_open_files_stay_flat_over_many_epochs(mnist_dir, tmp_path, repeat, capsys):
+    epochs, files, pages = repeat(60, 500), [], []
 
     def measure(history):
         files.append(len(os.listdir("/proc/self/fd")))
         pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
 
-    argv = ["--dataset", "digits", *SMALL, "--batch-size", 1437, "--epochs", epochs, "--out", tmp_path / "run"]
-    assert run(*argv, on_epoch=measure) == 0
+    argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 70, "--lr", 0.1, "--epochs", epochs]
+    assert run(*argv, "--out", tmp_path / "run", on_epoch=measure) == 0
     half = epochs // 2
     growth = (max(pages[half:]) - max(pages[:half])) * resource.getpagesize() / 1e6
     assert len(set(files[half // 2 :])) == 1
