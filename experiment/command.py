@@ -41,10 +41,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text):
-    """argparse type: a path that is not empty, as an unset variable of a shell would leave it."""
+    """argparse type: a path with ~ expanded; not the empty one, as an unset variable of a shell would leave it."""
     if not text:
         raise argparse.ArgumentTypeError("found an empty path")
-    return text
+    return os.path.expanduser(text)
 
 
 def echo(line, stream=None, end="\n"):

@@ -133,7 +133,10 @@ class RunFolder:
         self.log(f"Parameters: {count_parameters(self.parts[0])}")
         for line in history.summary(self.settings.target):
             self.log(line)
-        replace_file(self.path / "curves.png", plots.curves_png(self.metrics()))
+        try:
+            replace_file(self.path / "curves.png", plots.curves_png(self.metrics()))
+        except Exception as error:  # whatever the environment does to matplotlib, the run is finished
+            self.log(f"Warning: curves.png could not be drawn ({type(error).__name__}: {error})")
         self.write_metrics()
         memory = f", peak memory {history.peak_memory_mb} MB" if history.peak_memory_mb else ""
         self.log(f"Training time: {history.train_seconds:.1f} s, in total {history.total_seconds:.1f} s{memory}")

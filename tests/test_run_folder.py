@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DIGITS, RUN, SMALL, assert_one_line, assert_refused, read_metrics, run, same, without_times
+from conftest import DIGITS, ROOT, RUN, SMALL, assert_one_line, assert_refused, read_metrics, run, same, without_times
 
 import train
 from experiment.errors import FileError
@@ -259,3 +260,15 @@ def test_a_run_in_use_is_refused_and_every_end_releases_it(whole_run, tmp_path, 
     lock(folder).release()  # nobody holds it
     assert run("--resume", folder) == 0
     assert same(without_times(folder), without_times(whole_run))
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path):
+    """As Jupyter and Colab export it, where its package is missing; and a matplotlibrc that asks for TeX."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: module://missing.backend\n")
+    out = tmp_path / "run"
+    command = [sys.executable, ROOT / "train.py", *RUN, "--epochs", "1", "--holdout", "200", "--out", out]
+    environment = {**os.environ, "MPLBACKEND": "module://missing.backend", "PYTHONPATH": str(ROOT), "PATH": ""}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stderr == ""
+    assert "Training time: " in result.stdout and "test_accuracy" in read_metrics(out)
+    assert (out / "curves.png").exists() != ("Warning: curves.png could not be drawn (" in result.stdout)
