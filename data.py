@@ -57,8 +57,8 @@ class Loader:
 class RandomAffine:
     """Rotate, shift, scale and shear each image of a batch by random amounts, drawn from ±value per image.
 
-    Args: degrees; translate, a fraction of 28 pixels; scale, a fraction of the size; shear, in degrees; margin, pixels
-    left out on each side of the result. Takes and returns float images (N, 1, 28, 28), smaller by the margin.
+    Args: degrees; translate, a fraction of 28 pixels; scale, the deviation from 1; shear, in degrees; margin, pixels
+    cropped from each side. Takes float images (N, 1, 28, 28), returns (N, 1, 28 - 2 margin, 28 - 2 margin).
     """
 
     def __init__(self, degrees, translate, scale, shear, margin=0):
@@ -85,7 +85,7 @@ def affine(images, angle, translate, scale, shear, margin=0):
     """
     angle, shear = torch.deg2rad(angle), torch.deg2rad(shear)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    # grid_sample wants the inverse map, from output to input places, with the half side as the unit.
+    # grid_sample wants the inverse map, from output to input coordinates, in units of half the side.
     xx, xy = cos - sin * torch.tan(shear), sin + cos * torch.tan(shear)
     yx, yy = -sin, cos
     side = images.shape[-1]
@@ -94,7 +94,7 @@ def affine(images, angle, translate, scale, shear, margin=0):
     matrices = torch.stack([xx, xy, xx * dx + xy * dy, yx, yy, yx * dx + yy * dy], dim=1)  # (N, 6)
     steps = (torch.arange(margin, side - margin, device=images.device) * 2 + 1) / side - 1
     y, x = torch.meshgrid(steps, steps, indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, kept * kept)
-    # One product for the whole batch; affine_grid takes one for each image, which is many times slower on a CPU.
-    grid = (matrices.view(-1, 3) @ places).view(-1, 2, kept, kept).permute(0, 2, 3, 1)
+    coordinates = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, kept * kept)
+    # One matrix product for the whole batch; affine_grid does one per image, many times slower on a CPU.
+    grid = (matrices.view(-1, 3) @ coordinates).view(-1, 2, kept, kept).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, align_corners=False)

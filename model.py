@@ -68,7 +68,7 @@ class Net(nn.Module):
         )
         self.gap = nn.AdaptiveAvgPool2d(1)  # (N, c5, 1, 1)
         self.dropout = nn.Dropout(dropout)
-        # Behind global pooling a 1x1 convolution would be the same map; Linear says by its name what it does.
+        # After global pooling a 1x1 convolution would be equivalent; Linear states the intent.
         self.classifier = nn.Linear(c5, 10)
 
     def forward(self, images):

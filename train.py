@@ -33,10 +33,11 @@ from model import Net
 
 
 def train(settings, run=None, on_epoch=None):
-    """Train as `settings` say, until their target is met or their last epoch is done; returns the History.
+    """Train until the target of `settings` is met or its last epoch is done; returns the History, accuracy included.
 
-    `run` is the RunFolder to write to, by default a new one under runs/; if it is that of an earlier run, that run is
-    resumed. `on_epoch(history)` is called after every epoch.
+    From a notebook: `train(Settings(RECIPES["fast"], "fast"))`, both of experiment.settings. `run` is the RunFolder to
+    write to, by default a new one under runs/; if it belongs to an earlier run, that one is resumed. After every epoch
+    `on_epoch(history)` is called.
     """
     run, settings = run or RunFolder(), resolve(settings)
     recipe, device = settings.recipe, torch.device(settings.device)
@@ -49,6 +50,7 @@ def train(settings, run=None, on_epoch=None):
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, steps=recipe.epochs * len(train_loader))
 
+    # Of a resumed run, start restores model, optimizer, scheduler, random state and history.
     with run.start(settings, dataset, model, optimizer, scheduler) as history:
         while len(history.epochs) < recipe.epochs and not history.stops_at(settings.target):
             start = synchronized_time(settings.device)
@@ -60,7 +62,7 @@ def train(settings, run=None, on_epoch=None):
             run.save_epoch()
             if on_epoch:
                 on_epoch(history)
-        if settings.holdout:  # one look at the test set, with the weights that the held-out images chose
+        if settings.holdout:  # test once, with the weights selected on the held-out images
             model.load_state_dict(run.best_weights())
             history.test = evaluate(model, Loader(*dataset.test, 1000, shuffle=False), settings.precision)
         run.finish()
@@ -73,7 +75,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, progress):
     recipe = settings.recipe
     augment = RandomAffine(recipe.rotation, recipe.translate, recipe.scale, recipe.shear, recipe.margin)
     for images, labels in loader:
-        if scheduler.last_epoch < recipe.augment_until * scheduler.total_steps:  # OneCycleLR counts steps
+        if scheduler.last_epoch < recipe.augment_until * scheduler.total_steps:  # last_epoch counts steps
             images = augment(images)
         optimizer.zero_grad()
         logits = forward(model, images, settings.precision)
