@@ -229,7 +229,8 @@ def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path
 @pytest.mark.parametrize("on_epoch", [None, interrupt])
 def test_the_end_of_a_run_releases_its_lock(tmp_path, on_epoch):
     """Also if the program that trained keeps the folder's object, and the exception."""
-    settings = Settings(Recipe(widths=(4,) * 5, epochs=1, batch_size=1437), dataset="digits", device="cpu")
+    recipe = Recipe(widths=(4,) * 5, epochs=1, batch_size=479)
+    settings = Settings(recipe, dataset="digits", device="cpu", precision="fp32")
     folder = RunFolder(tmp_path / "run")
     with contextlib.suppress(KeyboardInterrupt):
         train.train(settings, folder, on_epoch)
