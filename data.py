@@ -30,14 +30,16 @@ class Dataset(NamedTuple):
         return self.holdout or self.test
 
     def to(self, device):
-        splits = (split and Split(*(tensor.to(device) for tensor in split)) for split in self[2:])
-        return Dataset(self.name, self.sha256, *splits)
+        def move(split):
+            return split and Split(split.images.to(device), split.labels.to(device))
+
+        return self._replace(train=move(self.train), test=move(self.test), holdout=move(self.holdout))
 
 
 class Loader:
     """Batches of images and labels; iterate once per epoch.
 
-    Yields float images (B, 1, 28, 28) in 0..1 and int64 labels (B,). Every image comes once per epoch; the last batch
+    Yields float images (B, 1, 28, 28) in 0..1 and int64 labels (B,). Each image appears once per epoch; the last batch
     may be smaller. `shuffle` draws a new order for each epoch from torch's default generator.
     """
 
@@ -55,7 +57,7 @@ class Loader:
 
 
 class RandomAffine:
-    """Rotate, shift, scale and shear each image of a batch by random amounts, drawn from ±value per image.
+    """Rotate, shift, scale and shear each image by amounts drawn uniformly from [-value, value].
 
     Args: degrees; translate, a fraction of 28 pixels; scale, the deviation from 1; shear, in degrees; margin, pixels
     cropped from each side. Takes float images (N, 1, 28, 28), returns (N, 1, 28 - 2 margin, 28 - 2 margin).

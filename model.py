@@ -1,4 +1,4 @@
-"""A convolutional network with fewer than 20,000 parameters for 28x28 grey digits.
+"""A convolutional network with fewer than 20,000 parameters for 28x28 greyscale digits.
 
 python model.py        prints the layer table
 """
@@ -8,7 +8,11 @@ from torch import nn
 
 SIDE = 28
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, scaled to 0..1
-ANTIALIAS = {"none": (False, False), "second": (False, True), "both": (True, True)}  # of the two poolings
+ANTIALIAS = {
+    "none": (False, False),
+    "second": (False, True),
+    "both": (True, True),
+}  # whether (first, second) pooling is antialiased
 
 
 def pooling(antialias):
@@ -21,11 +25,11 @@ def pooling(antialias):
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, the modules of a `pool` if any, BatchNorm, SiLU.
+    """Convolution, optional pooling modules, BatchNorm, SiLU.
 
-    Pooling comes first: BatchNorm and the activation then see a quarter of the values (tuomaso/train_mnist_fast).
-    A separable convolution filters each channel alone and then mixes them by a 1x1 convolution, with a fraction of
-    the parameters (Xception, arXiv:1610.02357).
+    Pooling precedes BatchNorm and SiLU, which then see a quarter of the values (tuomaso/train_mnist_fast). A separable
+    convolution filters each channel separately, then mixes channels with a 1x1 convolution, with a fraction of the
+    parameters (Xception, arXiv:1610.02357).
     """
 
     def __init__(self, in_channels, out_channels, kernel_size=3, padding=0, pool=(), separable=False):
@@ -80,7 +84,7 @@ class Net(nn.Module):
 
 
 def center_crop(images, side):
-    """The central `side` x `side` pixels of square images (N, 1, S, S); all of them if S is `side` already."""
+    """The central `side` x `side` pixels of square images (N, 1, S, S); unchanged if S equals `side`."""
     margin = (images.shape[-1] - side) // 2
     return images[:, :, margin : margin + side, margin : margin + side]
 

@@ -1,17 +1,17 @@
 """Train a CNN with fewer than 20,000 parameters to 99.4% on MNIST.
 
     python train.py                               until the test accuracy reaches 99.4%
-    python train.py --recipe best --target none   to the end of 20 epochs, for the best accuracy
-    python train.py --dataset digits              on a machine without MNIST and without a network
+    python train.py --recipe best --target none   all 20 epochs, for the highest accuracy
+    python train.py --dataset digits              offline, where MNIST is not available
     python train.py --resume runs/NAME            continue an interrupted run, bit for bit
     python train.py --evaluate runs/NAME/best.pt  test a checkpoint
 
-Each run writes log.txt, metrics.json, curves.png, last.pt and best.pt into a new folder.
+Each new run writes log.txt, metrics.json, curves.png, last.pt and best.pt into its own folder.
 """
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C is one line even while torch is imported
+if __name__ == "__main__":  # Ctrl-C prints one line, even while torch is imported
     from experiment.command import exit_at_once, handle_signals
 
     handle_signals(exit_at_once)
@@ -31,26 +31,29 @@ from experiment.progress import Progress
 from experiment.run_folder import RunFolder
 from model import Net
 
+EVAL_BATCH = 1000
+
 
 def train(settings, run=None, on_epoch=None):
-    """Train until the target of `settings` is met or its last epoch is done; returns the History, accuracy included.
+    """Train according to `settings` until the target is met or the last epoch ends; returns the History.
 
-    From a notebook: `train(Settings(RECIPES["fast"], "fast"))`, both of experiment.settings. `run` is the RunFolder to
-    write to, by default a new one under runs/; if it belongs to an earlier run, that one is resumed. After every epoch
-    `on_epoch(history)` is called.
+    Every epoch is evaluated on the held-out images, or without them on the test set, which then also selects best.pt
+    and stops the run. `run` is the RunFolder to write to, by default a new one under runs/; that of an earlier run is
+    resumed. `on_epoch(history)` is called after every epoch. From a notebook: `train(Settings(RECIPES["fast"]))`, both
+    from experiment.settings.
     """
     run, settings = run or RunFolder(), resolve(settings)
     recipe, device = settings.recipe, torch.device(settings.device)
     dataset = load_data(settings).to(device)
     train_loader = Loader(*dataset.train, recipe.batch_size, shuffle=True)
-    eval_loader = Loader(*dataset.evaluation, 1000, shuffle=False)
+    eval_loader = Loader(*dataset.evaluation, EVAL_BATCH, shuffle=False)
 
     torch.manual_seed(settings.seed)
     model = Net(**recipe.network).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, steps=recipe.epochs * len(train_loader))
 
-    # Of a resumed run, start restores model, optimizer, scheduler, random state and history.
+    # If the run is resumed, start restores model, optimizer, scheduler, random state and history.
     with run.start(settings, dataset, model, optimizer, scheduler) as history:
         while len(history.epochs) < recipe.epochs and not history.stops_at(settings.target):
             start = synchronized_time(settings.device)
@@ -62,15 +65,15 @@ def train(settings, run=None, on_epoch=None):
             run.save_epoch()
             if on_epoch:
                 on_epoch(history)
-        if settings.holdout:  # test once, with the weights selected on the held-out images
+        if dataset.holdout:  # test once, with the weights selected on the held-out images
             model.load_state_dict(run.best_weights())
-            history.test = evaluate(model, Loader(*dataset.test, 1000, shuffle=False), settings.precision)
+            history.test = evaluate(model, Loader(*dataset.test, EVAL_BATCH, shuffle=False), settings.precision)
         run.finish()
     return history
 
 
 def train_one_epoch(model, loader, optimizer, scheduler, settings, progress):
-    """Train on every batch of `loader` once; the scheduler steps with each batch, `progress` takes the results."""
+    """Train on every batch of `loader` once, with a scheduler step for each; `progress` collects the results."""
     model.train()
     recipe = settings.recipe
     augment = RandomAffine(recipe.rotation, recipe.translate, recipe.scale, recipe.shear, recipe.margin)
@@ -103,9 +106,12 @@ def predict(model, loader, precision):
 
 def evaluate(model, loader, precision):
     """The Evaluation of `model` on all images of `loader`."""
-    logits = predict(model, loader, precision)
-    correct = (logits.argmax(1) == loader.labels).sum().item()
-    return Evaluation(F.cross_entropy(logits, loader.labels).item(), correct, len(logits))
+    return score(predict(model, loader, precision), loader.labels)
+
+
+def score(logits, labels):
+    """The Evaluation of `logits` (N, 10) for `labels` (N,)."""
+    return Evaluation(F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).sum().item(), len(labels))
 
 
 def make_optimizer(model, recipe):
@@ -113,11 +119,12 @@ def make_optimizer(model, recipe):
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    # The scheduler sets the rate of every step.
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=True)
 
 
 def make_scheduler(optimizer, recipe, steps):
-    """One cycle over all steps of the run: up to the peak, then down to nearly nothing (Smith, arXiv:1708.07120)."""
+    """One cycle over all steps of the run: up from lr / 25 to lr, then down to almost zero (arXiv:1708.07120)."""
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=recipe.lr,
@@ -128,22 +135,20 @@ def make_scheduler(optimizer, recipe, steps):
     )
 
 
-def test_checkpoint(path, given):
+def evaluate_checkpoint(path, given):
     """Print loss, accuracy and accuracy per class of the checkpoint at `path` on the test set."""
-    checkpoint = Checkpoint.load(path)
-    settings = earlier_settings(
-        checkpoint.settings, {"device": "auto", **given}, may_change=("dataset", "data_dir", "device", "precision")
-    )
-    settings = resolve(settings)
+    checkpoint, may_change = Checkpoint.load(path), ("dataset", "data_dir", "device", "precision", "threads")
+    given = {"device": "auto", "threads": None, **given}
+    settings = resolve(earlier_settings(checkpoint.settings, given, may_change))
     dataset = load_data(settings, for_training=False).to(settings.device)
-    loader = Loader(*dataset.test, 1000, shuffle=False)
+    loader = Loader(*dataset.test, EVAL_BATCH, shuffle=False)
     model = checkpoint.net().to(settings.device, memory_format=torch.channels_last)
     echo(f"Checkpoint: {path}, epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}")
     echo(f"Data: {dataset.name}, {len(loader.labels)} test images")
-    echo(evaluate(model, loader, settings.precision).line("test"))
-    correct = predict(model, loader, settings.precision).argmax(1) == loader.labels
+    logits = predict(model, loader, settings.precision)
+    echo(score(logits, loader.labels).line("test"))
     for label in loader.labels.unique().tolist():
-        hits = correct[loader.labels == label]
+        hits = logits[loader.labels == label].argmax(1) == label
         echo(f"Class {label}: {hits.sum()}/{len(hits)} ({100 * hits.float().mean():.2f}%)")
 
 
@@ -151,9 +156,9 @@ def test_checkpoint(path, given):
 def main(argv=None, on_epoch=None):
     options, given = parse_args(__doc__, argv)
     if options.evaluate:
-        test_checkpoint(options.evaluate, given)
+        evaluate_checkpoint(options.evaluate, given)
         return
-    run = RunFolder(options.out, options.resume)
+    run = RunFolder(out=options.out, resume=options.resume)
     try:
         if options.resume:
             settings = earlier_settings(run.checkpoint.settings, given, may_change=("data_dir",))

@@ -1,0 +1,7 @@
+"""What surrounds a run. Imported before torch, so that its environment variables take effect."""
+
+import os
+
+# Threads of libgomp, the OpenMP of PyTorch's Linux wheels, spin while they wait: on a busy machine that steals the
+# processor from the thread they wait for. 30,000 rounds cost an idle machine nothing (results/busy.txt).
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")

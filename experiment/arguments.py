@@ -35,12 +35,12 @@ def number(limits):
 
 
 def whole_number(low, high):
-    """argparse type: a whole number in [low, high]."""
+    """argparse type: an integer in [low, high]."""
     return number(Limits("", low, high, kind=int))
 
 
 def add_flags(parser, *classes):
-    """Add a flag for each setting of the dataclasses; one that is not typed leaves no trace in the namespace."""
+    """Add a flag for each setting of the dataclasses; flags not given are absent from the namespace."""
     for f in (f for cls in classes for f in fields(cls) if "limits" in f.metadata):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
@@ -60,39 +60,43 @@ def add_flags(parser, *classes):
 
 
 def parse_args(description, argv=None):
-    """(options, given): a namespace of out, show, resume and evaluate, and a dict of the settings that were typed."""
+    """(options, given): the namespace of out, show, resume and evaluate, and a dict of the settings given as flags."""
     parser = Parser(prog="train.py", description=description)
-    about = "named values of the settings, which other flags change; the defaults below are those of `default`"
+    about = "named set of values, which other flags override; the defaults shown are those of `default`"
     parser.add_argument("--recipe", choices=RECIPES, default=argparse.SUPPRESS, help=about)
     add_flags(parser, Recipe, Settings)
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=path, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
-    group.add_argument("--show", action="store_true", help="show the curves in a window too")
+    group.add_argument("--show", action="store_true", help="also show the curves in a window")
     group = parser.add_argument_group("an earlier run, with its own settings").add_mutually_exclusive_group()
-    group.add_argument("--resume", type=path, metavar="RUN", help="continue in this folder after its last epoch")
-    group.add_argument("--evaluate", type=path, metavar="CHECKPOINT", help="only test a last.pt or best.pt")
+    group.add_argument(
+        "--resume", type=path, metavar="RUN", help="continue the run in this folder after its last completed epoch"
+    )
+    about = "only evaluate this checkpoint (last.pt or best.pt) on the test set"
+    group.add_argument("--evaluate", type=path, metavar="CHECKPOINT", help=about)
     given = vars(parser.parse_args(argv))
     options = argparse.Namespace(**{name: given.pop(name) for name in ("out", "show", "resume", "evaluate")})
-    if options.out is not None and (options.resume or options.evaluate):
-        parser.error("--out: found with --resume or --evaluate, which start no new run; drop it")
+    if options.out and (options.resume or options.evaluate):
+        parser.error("--out cannot be combined with --resume or --evaluate, which do not start a new run")
+    if options.show and options.evaluate:
+        parser.error("--show cannot be combined with --evaluate, which draws no curves")
     return options, {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def new_settings(given):
-    """The Settings that the dict `given` asks for: a recipe and changes of it."""
-    names = {f.name for f in fields(Recipe)}
-    name = given.get("recipe", "default")
-    recipe = replace(RECIPES[name], **{key: value for key, value in given.items() if key in names})
-    rest = {key: value for key, value in given.items() if key not in names and key != "recipe"}
-    return Settings(recipe, name, **rest)
+    """The Settings that the dict `given` asks for: a recipe and changes to it."""
+    given = dict(given)
+    recipe = RECIPES[given.pop("recipe", "default")]
+    recipe = replace(recipe, **{name: given.pop(name) for name in recipe.values if name in given})
+    return Settings(recipe, **given)
 
 
 def earlier_settings(settings, given, may_change):
     """The Settings of an earlier run; `given` may repeat them, and change those named in `may_change`."""
-    own = {**vars(settings.recipe), **vars(settings), "recipe": settings.recipe_name}
+    own = {**vars(settings.recipe), **vars(settings), "recipe": settings.recipe.name}
     for name, value in given.items():
         if name not in may_change and value not in (own[name], "auto"):
-            raise SettingError(f"{typed(name, value)}: contradicts the run's own {typed(name, own[name])}; drop it")
+            raise SettingError(f"{typed(name, value)}: contradicts the run's {typed(name, own[name])}; drop it")
     changes = {name: given[name] for name in may_change if name in given}
     if changes.get("dataset", settings.dataset) != settings.dataset:
         changes.setdefault("data_dir", None)  # the run's own folder holds its own data set

@@ -1,4 +1,4 @@
-"""A checkpoint: all that a run needs to resume, in one file that can be verified and never runs code."""
+"""Checkpoints: everything a run needs to resume, in one verifiable file whose loading never executes code."""
 
 import io
 import zipfile
@@ -12,7 +12,7 @@ from experiment.history import History
 from experiment.settings import Recipe, Settings
 from model import Net
 
-FORMAT = 7
+FORMAT = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Checkpoint:
             for name, state in self.random.items():
                 torch.set_rng_state(state) if name == "cpu" else torch.get_device_module(name).set_rng_state(state)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"last.pt does not fit its own settings ({type(error).__name__}: {error})") from error
+            raise CheckpointError(f"last.pt does not match its settings ({type(error).__name__}: {error})") from error
 
     def net(self):
         """The trained model.Net on the CPU, in evaluation mode."""
@@ -57,7 +57,7 @@ class Checkpoint:
 
     def save(self, path):
         content = {**vars(self), "settings": asdict(self.settings), "history": asdict(self.history)}
-        buffer = io.BytesIO()  # torch.save reports a full disk in its own ways, replace_file in one line
+        buffer = io.BytesIO()  # torch.save reports a full disk in several ways, replace_file in one line
         torch.save({"format": FORMAT, **content}, buffer)
         replace_file(path, buffer.getvalue())
 
@@ -66,9 +66,9 @@ class Checkpoint:
         """Load the checkpoint at `path` onto the CPU; CheckpointError if it is damaged or of another format."""
         try:
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load compares no check sums
+                damaged = archive.testzip()  # torch.load compares no checksums
             if damaged is not None:
-                raise zipfile.BadZipFile(f"bad check sum of {damaged}")
+                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
             content = torch.load(path, map_location="cpu", weights_only=True)
             found = content.pop("format", None)
             if found == FORMAT:
@@ -76,7 +76,7 @@ class Checkpoint:
         except Exception as error:  # zipfile, torch and the constructors have a dozen types for what is wrong
             reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{path} cannot be loaded ({reason}); expected a whole last.pt or best.pt of a run"
+                f"{path} cannot be loaded ({reason}); expected an intact last.pt or best.pt"
             ) from error
         raise CheckpointError(f"{path}: found format {found}, expected {FORMAT}; use the version that wrote it")
 
@@ -88,7 +88,7 @@ class Checkpoint:
         with torch.device("meta"):  # shapes alone: a wrong width must not claim memory
             expected = Net(**recipe.network).state_dict()
         if shapes(checkpoint.model) != shapes(expected) or not isinstance(checkpoint.log_bytes, int):
-            raise CheckpointError("its weights are not those of its settings")
+            raise CheckpointError("the weights do not match the settings")
         return checkpoint
 
 

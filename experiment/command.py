@@ -1,6 +1,7 @@
-"""What every command line shares: the parser, printing, and one line and an exit code for each error."""
+"""What every command line shares: signals, the parser, printing, and one line and an exit code for each error."""
 
 import argparse
+import contextlib
 import functools
 import os
 import signal
@@ -9,10 +10,13 @@ from pathlib import Path
 
 from experiment.errors import ExperimentError
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 def exit_at_once(number, frame):
-    """Signal handler: end the process by one line. For a second signal, and while a script imports torch."""
-    os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
+    """Signal handler: end the process with a one-line message; used for a second signal and during imports."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
     os._exit(128 + number)
 
 
@@ -23,8 +27,10 @@ def interrupt(number, frame):
 
 
 def handle_signals(handler):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+    """Install `handler`; a signal that is ignored, such as SIGHUP under nohup, stays so."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,20 +47,29 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text):
-    """argparse type: a path with ~ expanded; not the empty one, as an unset variable of a shell would leave it."""
+    """argparse type: a path with ~ expanded; rejects the empty string, which an unset shell variable produces."""
     if not text:
         raise argparse.ArgumentTypeError("found an empty path")
     return os.path.expanduser(text)
 
 
 def echo(line, stream=None, end="\n"):
-    """Print `line`, escaped where `stream` cannot show it; without a reader (closed pipe, full disk) do nothing."""
+    """Print `line`, escaped where `stream` cannot encode it; does nothing if it is missing, closed or full."""
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # what is left in its buffer must not fail at exit
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), stream.fileno())
+
+
+def is_out_of_memory(error):
+    """Whether `error` means that memory is full: torch has a type for that on a GPU, but only a message on a CPU."""
+    import torch
+
+    full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return full or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def command(function):
@@ -63,7 +78,8 @@ def command(function):
 
     @functools.wraps(function)
     def main(argv=None, **options):
-        if signal.getsignal(signal.SIGINT) is exit_at_once:  # set by the script; a notebook keeps its own
+        is_script = signal.getsignal(signal.SIGTERM) is exit_at_once  # a notebook keeps its own handlers
+        if is_script:
             handle_signals(interrupt)
         try:
             function(argv, **options)
@@ -71,14 +87,16 @@ def command(function):
             echo(f"{name}: error: {error}", sys.stderr)
             return error.exit_code
         except (MemoryError, RuntimeError) as error:
-            # torch has a type for a full GPU, none for full memory
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             echo(f"{name}: error: out of memory; try a smaller --batch-size or smaller --widths", sys.stderr)
             return 2
         except KeyboardInterrupt as error:
             echo(f"{name}: interrupted", sys.stderr)
             return 128 + (error.args[0] if error.args else signal.SIGINT)
+        finally:
+            if is_script:  # while Python and torch shut down
+                handle_signals(exit_at_once)
         return 0
 
     return main

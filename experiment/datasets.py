@@ -28,7 +28,7 @@ def load_mnist(data_dir=None):
     paths = find_files(data_dir) or download(Path("data"))
     train_images, train_labels, test_images, test_labels = read_files(paths)
     dataset = make_dataset("mnist", train_images.unsqueeze(1), train_labels, test_images.unsqueeze(1), test_labels)
-    # Other data in MNIST's format is welcome, but never called MNIST.
+    # Other data in MNIST's format is accepted, but not reported as MNIST.
     return dataset if dataset.sha256 == MNIST_SHA256 else dataset._replace(name=f"{data_name(paths[0])} (MNIST format)")
 
 
@@ -41,11 +41,12 @@ def hold_out(dataset, count, seed):
     try:
         rest, held = train_test_split(range(total), test_size=count, stratify=labels, random_state=seed % 2**32)
     except ValueError as error:
-        classes = len(labels.unique())
-        raise DataError(
-            f"--holdout {count}: expected {classes} to {total - classes}, so that each of the {classes} classes "
-            f"has an image among the held-out and among the other of the {total} training images"
-        ) from error
+        counts = labels.bincount()
+        classes, single = counts.count_nonzero(), (counts == 1).nonzero().flatten().tolist()
+        expected = f"{classes} to {total - classes}, so that each of the {classes} classes appears in both parts"
+        if single:
+            expected = f"no held-out images, since class {single[0]} has a single image"
+        raise DataError(f"--holdout {count}: expected {expected} of the {total} training images") from error
     return dataset._replace(train=Split(images[rest], labels[rest]), holdout=Split(images[held], labels[held]))
 
 

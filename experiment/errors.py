@@ -2,13 +2,13 @@
 
 
 class ExperimentError(Exception):
-    """Base of all of them."""
+    """Base class of the errors that end a command."""
 
     exit_code = 2
 
 
 class SettingError(ExperimentError):
-    """A setting is out of range, contradicts another one, or cannot be had on this machine."""
+    """A setting is out of range, contradicts another one, or is not available on this machine."""
 
 
 class DataError(ExperimentError):
@@ -22,7 +22,7 @@ class DownloadError(DataError):
 
 
 class FileError(ExperimentError):
-    """A file or folder cannot be read or written, is damaged, or is used by another process."""
+    """A file or folder cannot be read or written, is damaged, or is in use by another process."""
 
 
 class CheckpointError(FileError):

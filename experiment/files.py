@@ -1,13 +1,17 @@
-"""Files that are whole at every moment, and locks."""
+"""Atomic file writes and file locks."""
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
 
 import filelock
 
+from experiment.command import echo
 from experiment.errors import FileError
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # as network file systems refuse them
 
 
 @contextlib.contextmanager
@@ -16,7 +20,7 @@ def writing(path, hint):
     try:
         yield
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}; {hint}") from error
+        raise FileError(f"{path} cannot be written: {error.strerror or error}; {hint}") from error
 
 
 def replace_file(path, content):
@@ -24,7 +28,7 @@ def replace_file(path, content):
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with writing(path, "what it held before is kept"):
+        with writing(path, "its previous content is unchanged"):
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -49,10 +53,16 @@ def write_json(path, value):
 def lock(path):
     """Lock a run's folder or a benchmark's file for this process, until released or until the process ends."""
     path = Path(path)
-    held = filelock.FileLock(path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock"))
-    with writing(path, "restore its permissions"):
-        try:
-            held.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise FileError(f"{path} is in use by another process; wait until it ends") from error
+    file = path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock")
+    held = filelock.FileLock(file, fallback_to_soft=False)
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise FileError(f"{path} is in use by another process; wait until it ends") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise FileError(f"{path} cannot be written: {error.strerror or error}; restore its permissions") from error
+        echo(f"Warning: {path} cannot be locked ({error.strerror}); do not use it from a second process")
+        with contextlib.suppress(OSError):
+            file.unlink()
     return held

@@ -45,7 +45,7 @@ class History:
 
     split: str
     epochs: list[Epoch] = field(default_factory=list)
-    test: Evaluation | None = None  # the one look at the test set after a run with held-out images
+    test: Evaluation | None = None  # of a run with held-out images, once, at its end
     total_seconds: float = 0.0  # of all processes of the run
     peak_memory_mb: int | None = None
 
@@ -75,11 +75,11 @@ class History:
         return round(sum(epoch.seconds for epoch in self.epochs), 3)
 
     def first_at(self, target):
-        """Number of the first epoch with an accuracy of at least `target` percent; None if there is none."""
+        """Number of the first epoch with an accuracy of at least `target` percent, or None."""
         return next((epoch.number for epoch in self.epochs if target is not None and epoch.accuracy >= target), None)
 
     def stops_at(self, target):
-        """Whether an early stop is due: `target` is met, and is one below 100%."""
+        """Whether to stop early: `target` is below 100% and has been met."""
         return self.first_at(target) is not None and target < 100
 
     def summary(self, target):
@@ -94,7 +94,7 @@ class History:
             yield self.test.line("test")
 
     def metrics(self, target):
-        """The entries of metrics.json that the epochs decide."""
+        """The entries of metrics.json that derive from the epochs."""
         split = self.split
         epochs = [
             {

@@ -17,30 +17,37 @@ from model import Net
 
 def resolve(settings):
     """`settings` with every "auto" and None replaced by what it means on this machine; a no-op the second time."""
-    device, threads = choose_device(settings.device), settings.threads or torch.get_num_threads()
+    device, threads = choose_device(settings.device), settings.threads or usable_cpus()
     torch.set_num_threads(threads)  # their number decides how sums are rounded
     precision = choose_precision(device, settings.recipe) if settings.precision == "auto" else settings.precision
     return replace(settings, device=device, threads=threads, precision=precision)
 
 
+def usable_cpus():
+    """CPUs that this process may use: its affinity, its cgroup's quota and OMP_NUM_THREADS, not all of the machine."""
+    from joblib import cpu_count  # imported late, because that takes a quarter of a second
+
+    return min(cpu_count(), torch.get_num_threads())
+
+
 def choose_device(requested):
-    """Name of the device for "auto", "cpu", "cuda" or "mps"."""
+    """The device for "auto", "cpu", "cuda" or "mps"."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     found = [name for name, is_there in available.items() if is_there]
     if requested == "auto":
         return found[0]
     if requested not in found:
         here = f"torch {torch.__version__} finds only {', '.join(found)} here"
-        raise SettingError(f"--device {requested}: {here}; a new run and --evaluate may take --device auto")
+        raise SettingError(f"--device {requested}: {here}; use --device auto for a new run or --evaluate")
     return requested
 
 
 def choose_precision(device, recipe, clock=time.perf_counter):
-    """ "bf16" on a CPU where it clearly shortens the training steps of `recipe`, else "fp32"."""
+    """ "bf16" on a CPU if it clearly speeds up training steps of `recipe`, else "fp32"."""
     if device != "cpu":
         return "fp32"
     model = Net(**recipe.network).to(memory_format=torch.channels_last)
-    images = torch.rand(recipe.batch_size, 1, 28, 28)
+    images = torch.rand(min(recipe.batch_size, 1024), 1, 28, 28)
 
     def seconds(bf16):
         start = clock()
@@ -49,7 +56,7 @@ def choose_precision(device, recipe, clock=time.perf_counter):
         logits.float().sum().backward()
         return clock() - start
 
-    # In turn, and the median of the ratios, so that neither a busy machine nor a slow first step decides.
+    # Alternate, and take the median ratio: neither a busy machine nor a slow first step decides.
     ratio = median(seconds(bf16=True) / seconds(bf16=False) for _ in range(9))
     # The margin keeps the choice, and with it the figures of a seed, the same from run to run.
     return "bf16" if ratio < 0.8 else "fp32"

@@ -1,6 +1,5 @@
 """MNIST's files: find, download, read and check them."""
 
-import contextlib
 import gzip
 import hashlib
 import http.client
@@ -9,14 +8,17 @@ import os
 import tempfile
 import urllib.request
 import zlib
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
 from experiment.errors import DataError, DownloadError
+from experiment.files import writing
 from model import SIDE
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+PLACES = ("MNIST/raw", "raw", ".")  # in the folder that is given; torchvision makes the first two
 DEFAULT_FOLDERS = ("data", "../shared/mnist")  # the second: one copy for several checkouts
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"  # of the four files' items
@@ -33,18 +35,22 @@ def find_files(data_dir=None):
         raise DataError(f"--data-dir {folder} {what}; expected a directory with {', '.join(FILES)}")
     paths, missing = look_in(folder)
     if missing:
+        found = {path for place in PLACES for name in FILES if (path := find_file(folder / place, name))}
+        files = {path for place in PLACES for path in folder.glob(f"{place}/*") if path.is_file()}
+        names = sorted(path.name for path in files - found)
+        alike = [f"; {n} looks like {m}: rename it" for m in missing for n in get_close_matches(m, names, 1)]
         raise DataError(
             f"--data-dir {folder} lacks {', '.join(missing)} "
-            f"(looked in {folder} and {folder / 'MNIST' / 'raw'}, also for .gz); put them there"
+            f"(looked there, in raw and in MNIST/raw, also for .gz){''.join(alike) or '; put them there'}"
         )
     return paths
 
 
 def look_in(folder):
-    """([four paths], []) if the files lie in `folder` or its MNIST/raw, plain or .gz; else ([], [missing names])."""
+    """([four paths], []) if one of the PLACES in `folder` has the files; else ([], [missing names])."""
     best_missing = FILES
-    for place in (folder / "MNIST" / "raw", folder):
-        paths = [next((p for p in (place / name, place / f"{name}.gz") if os.path.exists(p)), None) for name in FILES]
+    for place in PLACES:
+        paths = [find_file(folder / place, name) for name in FILES]
         missing = [name for name, path in zip(FILES, paths) if path is None]
         if not missing:
             return paths, []
@@ -52,39 +58,45 @@ def look_in(folder):
     return [], best_missing
 
 
+def find_file(folder, name):
+    """Path of the file `name` in `folder`, plain or .gz, also as train-images.idx3-ubyte; None if there is none."""
+    names = (f"{stem}{suffix}" for stem in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz"))
+    return next((folder / name for name in names if os.path.isfile(folder / name)), None)
+
+
 def download(folder, mirrors=MIRRORS, sha256=MNIST_SHA256, timeout=30):
     """Download the FILES from the first of `mirrors` that has them all into `folder`; returns their paths.
 
-    `timeout` in seconds is for each answer of a server. Nothing half-downloaded is left behind.
+    `timeout`, in seconds, applies to each server response.
     """
     raw, reasons = folder / "MNIST" / "raw", []
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as temporary:
-            for mirror in mirrors:
-                try:
-                    for name in FILES:
-                        with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=timeout) as response:
-                            Path(temporary, name).write_bytes(gzip.decompress(response.read()))
-                    if checksum(read_files([Path(temporary, name) for name in FILES])) != sha256:
-                        raise OSError("the files have another check sum")
-                except (OSError, EOFError, zlib.error, http.client.HTTPException, DataError) as error:
-                    reasons.append(f"{mirror}: {last_line(error)}")
-                    continue
+    for mirror in mirrors:
+        try:
+            contents = [fetch(f"{mirror}{name}.gz", timeout) for name in FILES]
+            items = (content[16 if "idx3" in name else 8 :] for name, content in zip(FILES, contents))
+            if hashlib.sha256(b"".join(items)).hexdigest() != sha256:
+                raise OSError("the files have another checksum")
+        except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
+            reasons.append(f"{mirror}: {last_line(error)}")
+            continue
+        with writing(raw, "name a folder with MNIST by --data-dir"):
+            raw.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=raw, prefix="download-") as temporary:
+                for name, content in zip(FILES, contents):
+                    Path(temporary, name).write_bytes(content)
                 for name in FILES:
                     os.replace(Path(temporary, name), raw / name)
-                return [raw / name for name in FILES]
-    except OSError as error:
-        raise DataError(
-            f"{raw} cannot be written: {last_line(error)}; name a folder with MNIST by --data-dir"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.removedirs(raw)  # only what is empty
+        return [raw / name for name in FILES]
     raise DownloadError(
-        f"no MNIST in {' or '.join(DEFAULT_FOLDERS)}, and no download ({'; '.join(reasons)}); "
-        f"put {', '.join(FILES)} into {raw}, or train without a network by --dataset digits"
+        f"MNIST not found in {' or '.join(DEFAULT_FOLDERS)} and could not be downloaded ({'; '.join(reasons)}); "
+        f"put {', '.join(FILES)} into {raw}, or run offline with --dataset digits"
     )
+
+
+def fetch(url, timeout):
+    """The unpacked bytes of the .gz file at `url`."""
+    with urllib.request.urlopen(url, timeout=timeout) as response:
+        return gzip.decompress(response.read())
 
 
 def last_line(error):

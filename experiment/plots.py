@@ -4,7 +4,7 @@ import io
 
 
 def curves_png(metrics):
-    """curves.png of a run: the bytes of a picture of `metrics`, the content of metrics.json; needs no display."""
+    """The bytes of curves.png, drawn from `metrics`, the content of metrics.json; needs no display."""
     from matplotlib.figure import Figure
 
     figure, picture = Figure(figsize=(10, 4), layout="constrained"), io.BytesIO()
@@ -39,5 +39,5 @@ def draw_curves(figure, metrics):
     left.legend(loc="upper right")
     right.legend(loc="lower right")
     title = f"{metrics['recipe']} on {metrics['dataset']}: {metrics['params']} parameters, seed {metrics['seed']}"
-    # A folder's name may hold "$", which is no mathematics here, or bytes that are no text.
+    # A folder's name may hold "$", which is not mathematics here, or bytes that are not text.
     figure.suptitle(title.encode(errors="backslashreplace").decode(), parse_math=False)

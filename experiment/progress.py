@@ -1,6 +1,8 @@
 """Running loss and accuracy of an epoch, shown as a progress bar on a terminal."""
 
+import contextlib
 import math
+import sys
 
 import torch
 from tqdm import tqdm
@@ -15,8 +17,8 @@ class Progress(tqdm):
     """
 
     def __init__(self, steps, title):
-        # disable=None: no bar where the output is not a terminal
-        super().__init__(total=steps, desc=title, unit="batch", leave=False, disable=None)
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}"  # fits a terminal of 80 columns
+        super().__init__(total=steps, desc=title, bar_format=layout, leave=False, disable=not on_terminal())
         self.pending, self.total_loss, self.correct, self.count, self.lr = [], 0.0, 0, 0, None
 
     def add(self, step, lr, loss, logits, labels):
@@ -39,6 +41,10 @@ class Progress(tqdm):
         self.pending = []
         self.set_postfix_str(f"loss={self.loss:.4f}, acc={self.accuracy:.2f}%, lr={self.lr:.4f}")
 
+    def display(self, *args, **options):
+        with contextlib.suppress(OSError, ValueError):  # the terminal has gone
+            super().display(*args, **options)
+
     @property
     def loss(self):
         return self.total_loss / self.count
@@ -46,3 +52,11 @@ class Progress(tqdm):
     @property
     def accuracy(self):
         return 100 * int(self.correct) / self.count
+
+
+def on_terminal():
+    """Whether stderr, where the bar is drawn, is a terminal; it may be missing or closed."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False

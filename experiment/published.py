@@ -103,10 +103,10 @@ class Published:
             return LambdaLR(optimizer, lambda step: 1.0)
         return OneCycleLR(optimizer, total_steps=steps, **self.one_cycle)
 
-    def config(self, loader):
+    @property
+    def config(self):
         """The settings as they go into JSON."""
-        plain = {name: value for name, value in vars(self).items() if not callable(value)}
-        return {**plain, "affine": self.affine and list(self.affine), "loader": loader}
+        return {name: value for name, value in vars(self).items() if not callable(value)}
 
 
 PUBLISHED = {

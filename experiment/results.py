@@ -7,7 +7,8 @@ from pathlib import Path
 from experiment.errors import FileError
 
 TARGET = 99.4
-KEYS = {"recipe", "config", "machine", "versions", "runs"}
+KEYS = {"recipe", "params", "config", "machine", "versions", "runs"}
+RUN_KEYS = {"seed", "epoch_test_accuracy", "final_test_accuracy", "train_seconds", "total_seconds", "peak_memory_mb"}
 
 
 def add_run(result, metrics, process_seconds):
@@ -15,13 +16,13 @@ def add_run(result, metrics, process_seconds):
     accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
     seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
     met = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= TARGET), None)
-    result |= {name: metrics[name] for name in ("params", "dataset")}
+    result["params"] = metrics["params"]
     run = {
         "seed": metrics["seed"],
         "epoch_test_accuracy": accuracies,
         "final_test_accuracy": metrics["final_test_accuracy"],
         "train_seconds": metrics["train_seconds"],
-        "seconds_to_target": round(metrics["train_seconds"] - sum(seconds[met:]), 3) if met else None,
+        "seconds_to_target": round(sum(seconds[:met]), 3) if met else None,
         "total_seconds": round(process_seconds, 3),
         **{name: metrics[name] for name in ("peak_memory_mb", "threads", "precision")},
     }
@@ -60,7 +61,7 @@ def summarise(runs):
         "seconds_per_epoch": per_epoch,
         "seconds_to_target": per_epoch * epoch if epoch else None,
         "total_seconds": statistics.median(run["total_seconds"] for run in runs),
-        "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs),
+        "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs) or None,
     }
 
 
@@ -69,15 +70,12 @@ def read_results(path):
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         for result in results:
-            if missing := KEYS - result.keys():
+            runs = result["runs"]
+            if missing := (KEYS - result.keys()).union(*(RUN_KEYS - run.keys() for run in runs)):
                 raise ValueError(f"no {', '.join(sorted(missing))}")
-            if result["runs"]:
-                summarise(result["runs"])
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            if runs:
+                summarise(runs)
+    except Exception as error:  # whatever is in it
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise FileError(f"{path} is not a benchmark's JSON ({reason}); name another file or remove it") from error
     return results
-
-
-def name_of(result):
-    return result["recipe"] + (" (fast loader)" if result["config"].get("loader") == "fast" else "")

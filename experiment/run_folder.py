@@ -4,8 +4,8 @@ import contextlib
 import itertools
 import os
 import shlex
+import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,24 +25,25 @@ FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
 class RunFolder:
     """Where a run writes, and which checkpoint it starts from if it is resumed.
 
-    A new run creates its folder, `out` or runs/<time>-seed<N>, in `start`; what is refused before leaves no trace.
-    `resume`, the folder of an earlier run, is locked and its last.pt loaded at once.
+    A new run creates its folder, `out` or runs/<time>-seed<N>, in `start`: a run rejected before that leaves nothing
+    on disk. `resume`, the folder of an earlier run, is locked and its last.pt loaded at once.
     """
 
     def __init__(self, out=None, resume=None):
         self.began, self.out, self.lock, self.checkpoint = time.perf_counter(), out, None, None
-        if resume is not None:
-            if not os.path.exists(Path(resume, "last.pt")):
-                raise CheckpointError(
-                    f"--resume {resume}: found no last.pt in it, expected the folder of a run; "
-                    "a run that ended before its first checkpoint must be started anew"
-                )
-            self.path, self.lock = Path(resume), lock(resume)
-            try:
-                self.checkpoint = Checkpoint.load(self.path / "last.pt")
-            except CheckpointError:
-                self.close()
-                raise
+        if resume is None:
+            return
+        if not os.path.exists(Path(resume, "last.pt")):
+            raise CheckpointError(
+                f"--resume {resume}: no last.pt found; expected the folder of a run; "
+                "a run that ended before its first checkpoint must be restarted"
+            )
+        self.path, self.lock = Path(resume), lock(resume)
+        try:
+            self.checkpoint = Checkpoint.load(self.path / "last.pt")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self):
         """Release the lock."""
@@ -51,17 +52,19 @@ class RunFolder:
 
     @contextlib.contextmanager
     def start(self, settings, dataset, model, optimizer, scheduler):
-        """Create the folder or restore the checkpoint's state; a context that yields the History of the run so far."""
+        """Create the folder or restore the checkpoint's state; a context that yields the History of the run so far.
+
+        The run's state is taken from `model`, `optimizer` and `scheduler` whenever it is saved.
+        """
         self.settings, self.dataset, self.parts = settings, dataset, (model, optimizer, scheduler)
         if self.checkpoint:
-            self.history = self.checkpoint.history
-            self.began -= self.history.total_seconds
+            self.restore()
         else:
             self.history = History("holdout" if dataset.holdout else "test")
-            self.path = create_folder(self.out, settings.seed)
-            self.lock = lock(self.path)
+            self.path, self.lock = create_folder(self.out, settings.seed)
         try:
-            self.restore() if self.checkpoint else self.save_checkpoint("last.pt")
+            if not self.checkpoint:
+                self.save_checkpoint("last.pt")
             self.log_start()
             self.write_metrics()
             yield self.history
@@ -71,7 +74,7 @@ class RunFolder:
         except (ExperimentError, KeyboardInterrupt) as error:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
             folder, begun = shlex.quote(str(self.path)), (self.path / "last.pt").exists()
-            how = f"to resume: python train.py --resume {folder}" if begun else f"remove {folder} and start again"
+            how = f"to resume: {how_to_resume(folder)}" if begun else f"remove {folder} and start again"
             with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
                 self.log(f"{what}; {how}")
             raise
@@ -79,12 +82,15 @@ class RunFolder:
             self.close()
 
     def restore(self):
+        """Restore the state of `checkpoint`, and cut from the log what came after it."""
         found, expected = self.dataset, self.checkpoint
         if found.sha256 != expected.sha256:
             raise CheckpointError(
                 f"--resume {self.path}: found other data ({found.name}, SHA-256 {found.sha256}), expected "
-                f"{expected.dataset} with {expected.sha256}; name the folder that holds it by --data-dir"
+                f"{expected.dataset} with {expected.sha256}; name its folder with --data-dir"
             )
+        self.history = self.checkpoint.history
+        self.began -= self.history.total_seconds
         self.checkpoint.restore(*self.parts)
         log = self.path / "log.txt"
         with writing(log, "restore its permissions"):
@@ -113,7 +119,7 @@ class RunFolder:
         if self.history.best is self.history.final:
             self.save_checkpoint("best.pt")
         self.save_checkpoint("last.pt")  # without it the epoch is trained again, to the same bits
-        self.log_epoch()  # what the log says is safe
+        self.log_epoch()  # logged last, so every logged epoch is already saved
 
     def log_epoch(self):
         epoch = self.history.final
@@ -135,7 +141,7 @@ class RunFolder:
             self.log(line)
         try:
             replace_file(self.path / "curves.png", plots.curves_png(self.metrics()))
-        except Exception as error:  # whatever the environment does to matplotlib, the run is finished
+        except Exception as error:  # a matplotlib failure must not fail a finished run
             self.log(f"Warning: curves.png could not be drawn ({type(error).__name__}: {error})")
         self.write_metrics()
         memory = f", peak memory {history.peak_memory_mb} MB" if history.peak_memory_mb else ""
@@ -153,7 +159,7 @@ class RunFolder:
         """The content of metrics.json."""
         settings = self.settings
         return {
-            "recipe": settings.recipe_name,
+            "recipe": settings.recipe.name,
             "dataset": self.dataset.name,
             "sha256": self.dataset.sha256,
             "seed": settings.seed,
@@ -162,7 +168,7 @@ class RunFolder:
             "threads": settings.threads,
             "precision": settings.precision,
             "torch": str(torch.__version__),
-            "config": asdict(settings.recipe),
+            "config": settings.recipe.values,
             "holdout": settings.holdout,
             **self.history.metrics(settings.target),
         }
@@ -187,17 +193,34 @@ class RunFolder:
 
 
 def create_folder(out, seed):
-    """Create the folder of a run, `out` or a new one under runs/, and an empty log.txt in it."""
-    name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}" if out is None else out
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    folder = Path(name)
-    if out is not None and (held := [file for file in FILES if os.path.exists(folder / file)]):
+    """Create the folder of a run, `out` or a new one under runs/, with an empty log.txt: (path, its lock)."""
+    folder, name = Path(out or "runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
+    if out and (held := [file for file in FILES if os.path.exists(folder / file)]):
         raise FileError(f"--out {folder} already holds a run ({', '.join(held)}); choose another folder or remove it")
-    with writing(f"--out {folder}", "choose another folder"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for folder in map(Path, names):
-            with contextlib.suppress(*[FileExistsError] if out is None else []):  # a run of the same second
-                folder.mkdir(exist_ok=out is not None)
-                break
-        (folder / "log.txt").touch(exist_ok=False)  # the one step that two runs at once cannot both take
-    return folder
+    with writing(folder, "choose another folder with --out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not out:
+            folder = make_new_folder(folder / name)
+        log = folder / "log.txt"
+        log.touch(exist_ok=False)  # the one step that two runs at once cannot both take
+        try:
+            return folder, lock(folder)
+        except FileError:  # a refused start leaves nothing behind
+            log.unlink()
+            folder.rmdir()
+            raise
+
+
+def make_new_folder(path):
+    """Create the folder `path`, or `path`-2, -3, … if there is one already; returns its path."""
+    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):  # of a run that started in the same second
+            folder = Path(f"{path}{suffix}")
+            folder.mkdir()
+            return folder
+
+
+def how_to_resume(folder):
+    """The command that resumes the run in `folder` (quoted), by the interpreter and the path that started it."""
+    script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
+    return f"{shlex.join([sys.orig_argv[0], script])} --resume {folder}"

@@ -1,4 +1,4 @@
-"""The settings of a run as frozen dataclasses, with default, help and limits of each, and the named recipes."""
+"""The settings of a run as frozen dataclasses: default, help and limits of each, and the named recipes."""
 
 from dataclasses import dataclass, field, fields, replace
 
@@ -7,7 +7,7 @@ from experiment.errors import SettingError
 
 @dataclass(frozen=True)
 class Limits:
-    """The values that a setting may have: of `kind` in [low, high], in (low, high] if `above`, or one of `choices`."""
+    """The values a setting may have: one of `choices`, or of `kind` in [low, high], or (low, high] if `above`."""
 
     help: str
     low: float | None = None
@@ -34,7 +34,7 @@ class Limits:
 
 
 def setting(default, help, low=None, high=None, *, kind=None, **limits):
-    """A dataclass field with `default`, help text and Limits; a tuple has as many values as its default."""
+    """A dataclass field with default, help text and Limits; a tuple has as many values as its default."""
     kind = kind or type(default[0] if isinstance(default, tuple) else default)
     return field(default=default, metadata={"limits": Limits(help, low, high, kind=kind, **limits)})
 
@@ -44,24 +44,23 @@ def flag(name):
 
 
 class Checked:
-    """Checks the values of a dataclass against their limits, whoever fills it in."""
+    """A dataclass that checks its values against their limits."""
 
     def __post_init__(self):
-        for f in fields(self):
-            if "limits" not in f.metadata:
-                continue
-            value, limits = getattr(self, f.name), f.metadata["limits"]
-            if isinstance(f.default, tuple) and not (isinstance(value, tuple) and len(value) == len(f.default)):
-                raise SettingError(f"{flag(f.name)}: found {value}, expected {len(f.default)} values")
-            for item in value if isinstance(value, tuple) else (value,):
+        for f in (f for f in fields(self) if "limits" in f.metadata):
+            value, limits, several = getattr(self, f.name), f.metadata["limits"], isinstance(f.default, tuple)
+            if several and not (isinstance(value, tuple) and len(value) == len(f.default)):
+                raise SettingError(f"{flag(f.name)}: found {value}, expected a tuple of {len(f.default)} values")
+            for item in value if several else (value,):
                 if not limits.allow(item):
                     raise SettingError(f"{flag(f.name)}: found {item}, expected {limits}")
 
 
 @dataclass(frozen=True)
 class Recipe(Checked):
-    """What decides how good a net gets, apart from luck and data."""
+    """Hyperparameters of the network, its training and its augmentation."""
 
+    name: str = "default"  # of the entry of RECIPES that this one is or derives from
     # model
     widths: tuple[int, ...] = setting((16, 16, 24, 32, 22), "output channels of the five convolution blocks", 1, 4096)
     dropout: float = setting(0.05, "probability of zeroing a pooled feature", 0, 0.99)
@@ -74,7 +73,7 @@ class Recipe(Checked):
     lr: float = setting(1.0, "peak learning rate of the one cycle", 0, 1000, above=True)
     warmup: float = setting(0.3, "fraction of the cycle before the peak", 0.01, 0.99)
     momentum: float = setting(0.9, "Nesterov momentum", 0.01, 0.999)
-    weight_decay: float = setting(1e-4, "of convolution and linear weights", 0, 1)
+    weight_decay: float = setting(1e-4, "weight decay of convolution and linear weights", 0, 1)
     label_smoothing: float = setting(0.1, "probability spread over all classes", 0, 0.9)
     # augmentation
     rotation: float = setting(8.0, "degrees", 0, 180)
@@ -82,6 +81,11 @@ class Recipe(Checked):
     scale: float = setting(0.08, "fraction of the size", 0, 0.9)
     shear: float = setting(4.0, "degrees", 0, 60)
     augment_until: float = setting(0.7, "fraction of the run that is augmented", 0, 1)
+
+    @property
+    def values(self):
+        """All settings, without the name."""
+        return {name: value for name, value in vars(self).items() if name != "name"}
 
     @property
     def network(self):
@@ -94,9 +98,9 @@ SHORT = replace(DEFAULT, epochs=1, dropout=0.01, weight_decay=0.0, augment_until
 LONG = replace(DEFAULT, separable=True, antialias="both", epochs=20, batch_size=128, dropout=0.01, augment_until=0.9)
 RECIPES = {
     "default": DEFAULT,
-    "fast": replace(SHORT, widths=(16, 16, 32, 24, 24), antialias="second", margin=2),  # every image once
-    "best": replace(LONG, widths=(16, 48, 64, 80, 64)),  # the highest accuracy in 20 epochs
-    "tiny": replace(LONG, widths=(8, 20, 24, 22, 22)),  # at most 3,000 parameters
+    "fast": replace(SHORT, name="fast", widths=(16, 16, 32, 24, 24), antialias="second", margin=2),  # every image once
+    "best": replace(LONG, name="best", widths=(16, 48, 64, 80, 64)),  # the highest accuracy in 20 epochs
+    "tiny": replace(LONG, name="tiny", widths=(8, 20, 24, 22, 22)),  # at most 3,000 parameters
 }
 
 
@@ -105,35 +109,42 @@ class Settings(Checked):
     """A run: a recipe and what it is applied to."""
 
     recipe: Recipe = DEFAULT
-    recipe_name: str = "default"
     # run
     target: float | None = setting(
         99.4, "stop at this test accuracy in percent; 100 or none: never", 0, 100, above=True, optional=True
     )
-    seed: int = setting(0, "of weights, order and augmentation", 0, 2**63 - 1)
+    seed: int = setting(0, "seed for weight initialisation, data order and augmentation", 0, 2**63 - 1)
     # data and machine
-    dataset: str = setting("mnist", "digits: the 1,797 images that scikit-learn carries", choices=("mnist", "digits"))
+    dataset: str = setting("mnist", "digits: the 1,797 images bundled with scikit-learn", choices=("mnist", "digits"))
     data_dir: str | None = setting(
-        None, "look for MNIST-format files only there; else ./data, ../shared/mnist, download", kind=str, optional=True
+        None, "directory with MNIST-format files (default: ./data, ../shared/mnist, download)", kind=str, optional=True
     )
     holdout: int | None = setting(
-        None, "hold N training images out: stop by them, test once at the end", 1, 1_000_000, kind=int, optional=True
+        None,
+        "hold out N training images for early stopping and model selection; test once at the end",
+        *(1, 1_000_000),
+        kind=int,
+        optional=True,
     )
-    threads: int | None = setting(None, "CPU threads (default: PyTorch's choice)", 1, 1024, kind=int, optional=True)
+    threads: int | None = setting(
+        None, "CPU threads (default: the CPUs that this process may use)", 1, 1024, kind=int, optional=True
+    )
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
-    precision: str = setting("auto", "auto: bf16 on a CPU where it is faster", choices=("auto", "fp32", "bf16"))
+    precision: str = setting("auto", "auto: bf16 on a CPU if clearly faster", choices=("auto", "fp32", "bf16"))
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(self.recipe, Recipe) or self.recipe.name not in RECIPES:
+            raise SettingError(f"recipe: found {self.recipe}, expected a Recipe, such as RECIPES['default']")
         if self.dataset == "digits" and self.data_dir is not None:
             raise SettingError("--data-dir: found with --dataset digits, which needs no files; drop one of them")
 
     @property
     def description(self):
-        """The recipe's name, and the flags that changed it."""
-        own = RECIPES.get(self.recipe_name, DEFAULT)
-        changed = [typed(name, value) for name, value in vars(self.recipe).items() if value != getattr(own, name)]
-        return " ".join([self.recipe_name, *changed])
+        """The recipe's name and the flags that change it."""
+        own = RECIPES[self.recipe.name].values
+        changed = [typed(name, value) for name, value in self.recipe.values.items() if value != own[name]]
+        return " ".join([self.recipe.name, *changed])
 
 
 def typed(name, value):

@@ -1,10 +1,16 @@
-"""Train a published recipe as its users run it, as a peer for benchmark.py.
+"""Train a published recipe as published, for comparison by benchmark.py.
 
     python -m experiment.train_published net-11034 --seed 0 --out runs/net-11034
 
-The training images pass through torchvision's transforms and the ordinary DataLoader; `--loader fast` uses this
-project's loader instead, to separate the effect of the loader from that of the recipe.
+The training images pass through torchvision's transforms and the ordinary DataLoader.
 """
+
+import sys
+
+if __name__ == "__main__":  # Ctrl-C prints one line, even while torch is imported
+    from experiment.command import exit_at_once, handle_signals
+
+    handle_signals(exit_at_once)
 
 import time
 
@@ -14,17 +20,18 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from data import Loader, RandomAffine, Split
+from data import Split
 from experiment.arguments import whole_number
 from experiment.command import Parser, command, echo, path
 from experiment.datasets import load_mnist
 from experiment.errors import DataError
 from experiment.files import write_json
 from experiment.history import Evaluation, History
-from experiment.machine import choose_device, peak_memory_mb, synchronized_time
+from experiment.machine import peak_memory_mb, resolve, synchronized_time
 from experiment.progress import Progress
 from experiment.published import PUBLISHED
 from experiment.run_folder import create_folder
+from experiment.settings import Settings
 from model import MEAN, STD, count_parameters
 
 
@@ -46,36 +53,22 @@ class PILImages(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index, 0].numpy())), int(self.labels[index])
 
 
-class NormalizedLoader(Loader):
-    """This project's loader, with augmentation by a function `augment` if there is one, and normalisation."""
-
-    augment = None
-
-    def __iter__(self):
-        for images, labels in super().__iter__():
-            yield (self.augment(images) if self.augment else images).sub(MEAN).div(STD), labels
-
-
-def load_batches(recipe, loader, data_dir):
-    """(data set, training batches) for `recipe`, with the images that it holds out left out."""
-    dataset = load_mnist(data_dir)
-    count, held_out, split = len(dataset.train.labels), recipe.held_out, dataset.train
-    if held_out >= count:
-        raise DataError(f"found {count} training images, expected more than the {held_out} that the recipe holds out")
-    if held_out:
-        kept = torch.randperm(count, generator=torch.Generator().manual_seed(42))[held_out:]
+def make_loader(split, recipe):
+    """The training batches of `recipe`, without the images that it holds out."""
+    count = len(split.labels)
+    if recipe.held_out >= count:
+        held = f"the {recipe.held_out} that the recipe holds out"
+        raise DataError(f"found {count} training images, expected more than {held}")
+    if recipe.held_out:
+        kept = torch.randperm(count, generator=torch.Generator().manual_seed(42))[recipe.held_out :]
         split = Split(split.images[kept], split.labels[kept])
-    if loader == "torchvision":
-        return dataset, DataLoader(PILImages(split, recipe.affine), recipe.batch_size, shuffle=True)
-    batches = NormalizedLoader(*split, recipe.batch_size, shuffle=True)
-    batches.augment = RandomAffine(*recipe.affine) if recipe.affine else None
-    return dataset, batches
+    return DataLoader(PILImages(split, recipe.affine), recipe.batch_size, shuffle=True)
 
 
-def train_one_epoch(model, batches, optimizer, scheduler, label_smoothing, device, progress):
+def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, device, progress):
     """The loop of the published notebooks: every batch once, the scheduler stepped with each."""
     model.train()
-    for step, (images, labels) in enumerate(batches, 1):
+    for step, (images, labels) in enumerate(loader, 1):
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
         logits = model(images)
@@ -90,34 +83,37 @@ def train_one_epoch(model, batches, optimizer, scheduler, label_smoothing, devic
 
 @torch.inference_mode()
 def evaluate(model, split, device):
+    """The Evaluation of `model` on all images of `split`."""
     model.eval()
-    batches = NormalizedLoader(*split, 1000, shuffle=False)
-    logits = torch.cat([model(images.to(device)).cpu() for images, _ in batches])
+    images = ((split.images.float() / 255 - MEAN) / STD).to(device)
+    logits = torch.cat([model(batch) for batch in images.split(1000)]).cpu()
     loss = F.cross_entropy(logits, split.labels).item()
     return Evaluation(loss, (logits.argmax(1) == split.labels).sum().item(), len(logits))
 
 
-def run(name, seed, loader, data_dir, device, out):
+def run(name, seed, data_dir, device, threads, out):
     """Train the published recipe `name` to its last epoch; write metrics.json after each as train.py does."""
-    start = time.perf_counter()
-    recipe, device = PUBLISHED[name], choose_device(device)
-    dataset, batches = load_batches(recipe, loader, data_dir)
+    start, recipe = time.perf_counter(), PUBLISHED[name]
+    settings = resolve(Settings(seed=seed, device=device, threads=threads, precision="fp32"))
+    dataset, device = load_mnist(data_dir), settings.device
+    loader = make_loader(dataset.train, recipe)
     torch.manual_seed(seed)
     model = recipe.net().to(device)
     optimizer = recipe.optimizer(model.parameters())
-    scheduler = recipe.scheduler(optimizer, recipe.epochs * len(batches))
-    folder, history = create_folder(out, seed), History("test")
-    facts = {"dataset": dataset.name, "sha256": dataset.sha256, "recipe": name, "loader": loader, "seed": seed}
-    facts |= {"params": count_parameters(model), "device": device, "threads": torch.get_num_threads()}
+    scheduler = recipe.scheduler(optimizer, recipe.epochs * len(loader))
+    folder, held = create_folder(out, seed)
+    history, facts = History("test"), {"recipe": name, "dataset": dataset.name, "sha256": dataset.sha256, "seed": seed}
+    facts |= {"params": count_parameters(model), "device": device, "threads": settings.threads, "precision": "fp32"}
     for epoch in range(1, recipe.epochs + 1):
         began = synchronized_time(device)
-        with Progress(len(batches), f"Epoch {epoch}/{recipe.epochs}") as progress:
-            train_one_epoch(model, batches, optimizer, scheduler, recipe.label_smoothing, device, progress)
+        with Progress(len(loader), f"Epoch {epoch}/{recipe.epochs}") as progress:
+            train_one_epoch(model, loader, optimizer, scheduler, recipe.label_smoothing, device, progress)
         seconds = synchronized_time(device) - began
         history.add(progress.lr, progress.loss, progress.accuracy, evaluate(model, dataset.test, device), seconds)
         history.total_seconds, history.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()
-        write_json(folder / "metrics.json", {**facts, "precision": "fp32", **history.metrics(target=None)})
+        write_json(folder / "metrics.json", {**facts, **history.metrics(target=None)})
         echo(f"Epoch {epoch}: {history.final.accuracy:.2f}%, {seconds:.1f} s")
+    held.release()
 
 
 @command
@@ -125,12 +121,12 @@ def main(argv=None):
     parser = Parser(prog="train_published.py", description=__doc__)
     parser.add_argument("name", choices=PUBLISHED, metavar="NAME", help=f"one of {', '.join(PUBLISHED)}")
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="(default: %(default)s)")
-    parser.add_argument("--loader", choices=("torchvision", "fast"), default="torchvision")
     parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
+    parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="as for train.py")
     parser.add_argument("--out", type=path, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
     run(**vars(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from experiment.mnist_files import FILES
 from model import Net
 
 ROOT = Path(train.__file__).parent
+PYTHON = sys.orig_argv[0]  # as the user typed it
 DIGITS = ["--dataset", "digits", "--device", "cpu", "--precision", "fp32"]
 SMALL = ["--widths", "4", "4", "4", "4", "4", "--device", "cpu", "--precision", "fp32", "--target", "none"]
 RUN = ["--dataset", "digits", *SMALL, "--batch-size", "128", "--epochs", "8", "--margin", "2"]

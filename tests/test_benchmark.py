@@ -5,36 +5,45 @@ import json
 import pytest
 
 import benchmark
+from experiment.datasets import load_mnist
 from experiment.errors import ExperimentError
 from experiment.files import lock
+from experiment.mnist_files import FILES
 from experiment.results import add_run
 
 
-def metrics(recipe, seed, *_):
+def metrics(result, seed, *_):
     """A stand-in for a run: (metrics.json, seconds)."""
     accuracies = (99.0, 99.4 + seed / 100)
     epochs = [{"test_accuracy": accuracy, "seconds": 2.0} for accuracy in accuracies]
-    facts = {"dataset": "mnist", "params": 1000, "peak_memory_mb": 500, "threads": 2, "precision": "fp32"}
+    facts = {name: result[name] for name in ("sha256", "threads", "precision")}
+    facts |= {"params": 1000, "peak_memory_mb": 500}
     return {"seed": seed, "epochs": epochs, "final_test_accuracy": accuracies[-1], "train_seconds": 4.0, **facts}, 9.0
 
 
-def run(*argv, train=metrics):
-    try:
-        return benchmark.main([str(arg) for arg in argv], train=train)
-    except SystemExit as error:
-        return error.code
+@pytest.fixture
+def run(mnist_dir):
+    """run(*argv, train=metrics): the exit code of benchmark.py on the small data set."""
+
+    def run(*argv, train=metrics):
+        try:
+            return benchmark.main([*map(str, argv), "--data-dir", str(mnist_dir)], train=train)
+        except SystemExit as error:
+            return error.code
+
+    return run
 
 
-def test_an_interrupted_benchmark_continues(tmp_path, capsys):
+def test_an_interrupted_benchmark_continues(run, tmp_path, capsys):
     out, asked = tmp_path / "results.json", []
 
-    def train(recipe, seed, *other):
-        asked.append((recipe, seed))
+    def train(result, seed, *other):
+        asked.append((result["recipe"], seed))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return metrics(recipe, seed)
+        return metrics(result, seed)
 
-    command = ("default", "fast", "--runs", 3, "--seed", 2, "--out", out)
+    command = ("default", "fast", "default", "--runs", 3, "--seed", 2, "--out", out)
     assert run(*command, train=train) == 130
     assert [[r["seed"] for r in result["runs"]] for result in json.loads(out.read_text())] == [[2], [2]]
     assert run(*command, train=train) == 0
@@ -43,32 +52,50 @@ def test_an_interrupted_benchmark_continues(tmp_path, capsys):
     assert line in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", [{"dataset": "FashionMNIST"}, {"threads": 1}])
-def test_runs_on_other_data_or_threads_are_refused(change, tmp_path, capsys):
+@pytest.mark.parametrize("change", [{"sha256": "of other data"}, {"threads": 3}, {"precision": "bf16"}])
+def test_a_run_under_other_conditions_is_not_added(run, change, tmp_path, capsys):
     out = tmp_path / "results.json"
     assert run("default", "--runs", 2, "--out", out) == 0
     before = out.read_text()
     assert run("default", "--runs", 3, "--out", out, train=lambda *of: (metrics(*of)[0] | change, 9.0)) == 2
-    assert (
-        f"default, seed 2: found { {'dataset': 'mnist', 'threads': 2} | change }, expected " in capsys.readouterr().err
-    )
+    [(name, value)] = change.items()
+    assert f"default, seed 2: found {name} {value}, expected " in capsys.readouterr().err
     assert out.read_text() == before
 
 
-def test_other_runs_are_never_mixed_or_overwritten(tmp_path, capsys, monkeypatch):
+def test_runs_that_are_not_alike_are_refused_before_training(run, mnist_dir, tmp_path, capsys):
     out = tmp_path / "results.json"
     assert run("net-9720", "--runs", 1, "--out", out) == 0
-    before = out.read_text()
+    labels, before = mnist_dir / FILES[1], out.read_text()
+    results = json.loads(before)
     for argv, expected in [
-        (("fast", "--runs", 1), "another recipe: found ['net-9720'], expected ['fast']"),
+        (("fast", "--runs", 1), "a different recipe: found ['net-9720'], expected ['fast']"),
         (("net-9720", "--runs", 1, "--seed", 5), "other seeds: found [0], expected 5 to 5"),
-        (("net-9720", "--runs", 1, "--loader", "fast"), "another config: found "),
+        (("net-9720", "--runs", 1, "--threads", 2), "a different threads: found [1], expected [2]"),
     ]:
         assert run(*argv, "--out", out, train=pytest.fail) == 2
         assert expected in capsys.readouterr().err and out.read_text() == before
+    for name in ("config", "machine", "versions", "dataset", "device"):
+        out.write_text(json.dumps([{**results[0], name: "other"}]))
+        assert run("net-9720", "--runs", 2, "--threads", 1, "--out", out, train=pytest.fail) == 2
+        assert f"a different {name}: found ['other'], expected" in capsys.readouterr().err
+    out.write_text(before)
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\1")
+    assert run("net-9720", "--runs", 2, "--threads", 1, "--out", out, train=pytest.fail) == 2
+    assert "a different sha256" in capsys.readouterr().err and out.read_text() == before
 
 
-def test_a_file_belongs_to_one_benchmark_at_a_time(tmp_path, capsys):
+def test_a_file_keeps_the_precision_of_its_first_run(run, tmp_path):
+    """The choice is measured, and might be another one the next time."""
+    out = tmp_path / "results.json"
+    assert run("fast", "--runs", 1, "--out", out) == 0
+    [result] = json.loads(out.read_text())
+    out.write_text(json.dumps([{**result, "precision": "bf16"}]))
+    assert run("fast", "--runs", 2, "--out", out) == 0
+    assert [r["precision"] for r in json.loads(out.read_text())[0]["runs"]] == [result["precision"], "bf16"]
+
+
+def test_a_file_belongs_to_one_benchmark_at_a_time(run, tmp_path, capsys):
     out = tmp_path / "results.json"
     held = lock(out)
     assert run("default", "--runs", 1, "--out", out, train=pytest.fail) == 2
@@ -86,19 +113,22 @@ def test_a_file_belongs_to_one_benchmark_at_a_time(tmp_path, capsys):
         (["default", "--runs", "1"], "--out"),
     ],
 )
-def test_bad_input(argv, expected, capsys):
+def test_bad_input(run, argv, expected, capsys):
     assert run(*argv, train=pytest.fail) == 2
     captured = capsys.readouterr()
     assert expected in captured.err and captured.err.count("\n") == 1
 
 
-def test_train_once_returns_what_the_run_wrote_or_names_the_run(mnist_dir, tmp_path):
-    """The one real process here, on few images."""
-    metrics, seconds = benchmark.train_once("fast", 7, mnist_dir)
+def test_train_once_returns_what_the_run_wrote_or_names_the_run(mnist_dir, tmp_path, monkeypatch):
+    """The one real process here, on few images, in a folder with a train.py that is another one."""
+    (tmp_path / "train.py").write_text("raise SystemExit('another train.py')")
+    monkeypatch.chdir(tmp_path)
+    result = benchmark.new_result("fast", load_mnist(mnist_dir), threads=1)
+    metrics, seconds = benchmark.train_once(result, 7, mnist_dir)
     assert metrics["dataset"] == "small (MNIST format)" and metrics["seed"] == 7 and metrics["target"] is None
-    result = benchmark.new_result("fast")
     assert metrics["config"] == result["config"] and metrics["recipe"] == "fast"
+    assert all(metrics[name] == result[name] for name in ("sha256", "device", "threads", "precision"))
     assert metrics["total_seconds"] < seconds and metrics["peak_memory_mb"] > 100
     add_run(result, metrics, seconds)  # finds in them all that it wants
     with pytest.raises(ExperimentError, match="net-9720, seed 7: .*does not exist"):
-        benchmark.train_once("net-9720", 7, tmp_path / "missing")
+        benchmark.train_once({**result, "recipe": "net-9720"}, 7, tmp_path / "missing")

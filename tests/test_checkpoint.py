@@ -108,7 +108,7 @@ def test_a_flipped_bit_in_the_weights_is_seen(whole_run, tmp_path):
     content[content.index(load_plainly(whole_run / "last.pt")["model"]["classifier.weight"].numpy().tobytes())] ^= 1
     path.write_bytes(content)
     assert not same(load_plainly(path)["model"], load_plainly(whole_run / "last.pt")["model"])
-    with pytest.raises(CheckpointError, match="bad check sum"):
+    with pytest.raises(CheckpointError, match="bad checksum"):
         Checkpoint.load(path)
 
 
@@ -154,7 +154,7 @@ def test_evaluate_takes_a_machine_but_no_settings_of_its_own(whole_run, tmp_path
     path = whole_run / "last.pt"
     assert run("--evaluate", path, "--device", "auto", "--precision", "fp32", "--epochs", 8) == 0
     capsys.readouterr()
-    contradiction = "--widths 4 4 4 4 5: contradicts the run's own --widths 4 4 4 4 4; drop it"
+    contradiction = "--widths 4 4 4 4 5: contradicts the run's --widths 4 4 4 4 4; drop it"
     assert_refused(capsys, ["--evaluate", path, "--widths", 4, 4, 4, 4, 5], contradiction)
 
 

@@ -40,7 +40,10 @@ def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_bits(whole_run,
         output = process.stdout.read() if reader else ""
         assert process.stderr.read() == "train.py: interrupted\n"
         assert process.wait(timeout=60) == code
-    log, hint = (folder / "log.txt").read_text(), f"Interrupted; to resume: python train.py --resume '{folder}'\n"
+    log, hint = (
+        (folder / "log.txt").read_text(),
+        f"Interrupted; to resume: {sys.executable} train.py --resume '{folder}'\n",
+    )
     assert log.endswith(hint) and (output.endswith(hint) or not reader)
     assert 1 <= len(read_metrics(folder)["epochs"]) <= 8
     assert run("--resume", folder) == 0

@@ -6,6 +6,7 @@ from conftest import DIGITS, assert_refused
 
 from data import Dataset, Split
 from experiment.datasets import hold_out, load_data, load_digits_28x28
+from experiment.errors import DataError
 from experiment.mnist_files import FILES, find_files, read_files
 from experiment.settings import Recipe, Settings
 
@@ -81,6 +82,22 @@ def test_more_images_than_there_are_is_refused(tmp_path, monkeypatch, capsys, ar
     monkeypatch.chdir(tmp_path)
     assert_refused(capsys, [*DIGITS, *argv], expected)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "expected"),
+    [
+        ([0, 0, 1, 1, 2], 2, "expected no held-out images, since class 2 has a single image of the 5 training images"),
+        ([0, 0, 1, 1], 1, "expected 2 to 2, so that each of the 2 classes appears in both parts of the 4"),
+        ([0, 0, 1, 1], 3, "expected 2 to 2,"),
+    ],
+)
+def test_an_error_names_a_number_that_works_or_says_that_none_does(labels, count, expected):
+    split = Split(torch.zeros(len(labels), 1, 28, 28, dtype=torch.uint8), torch.tensor(labels))
+    with pytest.raises(DataError, match=f"^--holdout {count}: {expected}"):
+        hold_out(Dataset("small", "", split, split), count, seed=0)
+    if len(labels) == 4:
+        assert hold_out(Dataset("small", "", split, split), 2, seed=0).holdout.labels.tolist() in ([0, 1], [1, 0])
 
 
 @pytest.mark.parametrize("count", [10, 1427])

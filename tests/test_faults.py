@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, RUN, SMALL, RunsCode, assert_one_line, read_metrics, run, same, without_times
+from conftest import PYTHON, ROOT, RUN, SMALL, RunsCode, assert_one_line, read_metrics, run, same, without_times
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_during_a_checkpoint(whole_run, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     captured = capsys.readouterr()
     assert_one_line(captured, "cannot be written: File too large")
-    assert f"python train.py --resume {folder}" in captured.out + captured.err
+    assert f"{PYTHON} train.py --resume {folder}" in captured.out + captured.err
     assert len(Checkpoint.load(folder / "last.pt").history.epochs) == 2
     assert not list(folder.glob("*.tmp"))
     assert run("--resume", folder) == 0

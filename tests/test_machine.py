@@ -47,7 +47,7 @@ def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
 
 
 def test_resolve_replaces_what_is_open_and_a_second_time_nothing():
-    settings = Settings(RECIPES["tiny"], "tiny", seed=3, dataset="digits", holdout=20)
+    settings = Settings(RECIPES["tiny"], seed=3, dataset="digits", holdout=20)
     once = resolve(settings)
     assert once.device == choose_device("auto") and once.precision in ("fp32", "bf16")
     assert once.threads == torch.get_num_threads() == 1  # as the tests have it

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import assert_refused
 
-from experiment.errors import DataError, DownloadError
+from experiment.errors import DataError, DownloadError, FileError
 from experiment.mnist_files import FILES, MIRRORS, checksum, data_name, download, find_files, read_files
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -26,15 +26,19 @@ def contents(paths):
 # Found
 
 
-@pytest.mark.parametrize("layout", [".", "MNIST/raw"])
+@pytest.mark.parametrize("layout", [".", "raw", "MNIST/raw"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_folder_may_hold_plain_or_packed_files_at_two_places(mnist_dir, layout, packed):
+@pytest.mark.parametrize("separator", ["-", "."])
+def test_layouts_that_people_have(mnist_dir, layout, packed, separator):
+    """As torchvision and as other downloads name and place the files; unpackers leave a folder named like a file."""
     expected = read_files(find_files(mnist_dir))
     (mnist_dir / layout).mkdir(parents=True, exist_ok=True)
     for name in FILES:
         content = (mnist_dir / name).read_bytes()
         (mnist_dir / name).unlink()
-        target = mnist_dir / layout / (name + ".gz" * packed)
+        target = mnist_dir / layout / (name.replace("-idx", f"{separator}idx") + ".gz" * packed)
+        if separator == ".":
+            (mnist_dir / layout / name).mkdir()
         target.write_bytes(gzip.compress(content) if packed else content)
     found = read_files(find_files(mnist_dir))
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
@@ -61,7 +65,11 @@ def test_a_data_dir_that_is_not_there_or_a_file_or_incomplete_is_refused(mnist_d
     assert_refused(capsys, [*CPU, "--data-dir", mnist_dir / FILES[0]], "is not a directory")
     for name in (FILES[1], FILES[2]):
         (mnist_dir / name).unlink()
-    assert_refused(capsys, [*CPU, "--data-dir", mnist_dir], f"lacks {FILES[1]}, {FILES[2]} ", "MNIST/raw")
+    assert_refused(capsys, [*CPU, "--data-dir", mnist_dir], f"lacks {FILES[1]}, {FILES[2]} ", "put them there")
+    (mnist_dir / "t10k-images-idx3-ubyte (1)").touch()
+    (mnist_dir / "notes.txt").touch()
+    expected = f"lacks {FILES[1]}, {FILES[2]} ", f"; t10k-images-idx3-ubyte (1) looks like {FILES[2]}: rename it"
+    assert_refused(capsys, [*CPU, "--data-dir", mnist_dir], *expected)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +121,10 @@ def test_a_file_that_cannot_be_unpacked_or_read_is_named(mnist_dir):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"{path}.* replace the file"):
             read_files(find_files(mnist_dir))
+    paths = find_files(mnist_dir)
     path.unlink()
-    path.mkdir()
     with pytest.raises(DataError, match=f"{path} cannot be read"):
-        read_files(find_files(mnist_dir))
+        read_files(paths)
 
 
 # Downloaded
@@ -193,10 +201,10 @@ def other_pixel(content):
 @pytest.mark.parametrize(
     ("damage", "answer", "expected"),
     [
-        (other_pixel, None, "the files have another check sum"),
+        (other_pixel, None, "the files have another checksum"),
         (lambda content: content[:-9], None, "end-of-stream"),
         (lambda content: b"not gzip", None, "Not a gzipped file"),
-        (lambda content: gzip.compress(gzip.decompress(content)[:-1]), None, "found only 23519 bytes of data"),
+        (lambda content: gzip.compress(gzip.decompress(content)[:-1]), None, "the files have another checksum"),
         (lambda content: None, None, "404"),
         (lambda content: content, cut_off, "IncompleteRead"),
         (lambda content: content, lambda handler: True, "closed connection without response"),
@@ -229,11 +237,10 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, packed, sha256):
     (tmp_path / "data").touch()
-    with pytest.raises(DataError, match=f"{tmp_path / 'data'}.* cannot be written") as error:
-        download(tmp_path / "data", [])
-    assert error.value.exit_code == 2
+    with serve(packed) as mirror, pytest.raises(FileError, match=f"{tmp_path / 'data'}.* cannot be written"):
+        download(tmp_path / "data", [mirror], sha256)
 
 
 def test_no_network_and_no_data(tmp_path, monkeypatch, capsys):
@@ -244,7 +251,13 @@ def test_no_network_and_no_data(tmp_path, monkeypatch, capsys):
     nobody = urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), "http://127.0.0.1:9"))
     urllib.request.install_opener(urllib.request.build_opener(nobody))
     try:
-        expected = ["no MNIST in data or ../shared/mnist", *MIRRORS, "Connection refused", *FILES, "data/MNIST/raw"]
+        expected = [
+            "MNIST not found in data or ../shared/mnist",
+            *MIRRORS,
+            "Connection refused",
+            *FILES,
+            "data/MNIST/raw",
+        ]
         assert_refused(capsys, CPU, *expected, "--dataset digits", code=1)
     finally:
         urllib.request.install_opener(None)

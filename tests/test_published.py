@@ -6,15 +6,14 @@ import math
 import pytest
 import torch
 from conftest import assert_one_line, read_metrics
-from torch.utils.data import DataLoader
 from torchvision.transforms import RandomAffine
 
-from data import RandomAffine as FastRandomAffine
 from experiment import train_published
+from experiment.datasets import load_mnist
 from experiment.errors import DataError
 from experiment.published import PUBLISHED
 from experiment.results import add_run
-from experiment.train_published import load_batches, main
+from experiment.train_published import main, make_loader
 from model import MEAN, STD, count_parameters
 
 NAMES = pytest.mark.parametrize("name", PUBLISHED)
@@ -42,21 +41,20 @@ def test_schedule(name):
 
 
 @NAMES
-@pytest.mark.parametrize("loader", ["torchvision", "fast"])
-def test_batches_hold_out_augment_and_normalise(name, loader, mnist_dir):
+def test_batches_hold_out_augment_and_normalise(name, mnist_dir):
     recipe = dataclasses.replace(PUBLISHED[name], held_out=10 if PUBLISHED[name].held_out else 0)
-    dataset, batches = load_batches(recipe, loader, mnist_dir)
+    dataset = load_mnist(mnist_dir)
+    loader = make_loader(dataset.train, recipe)
     count = 70 - recipe.held_out
-    assert len(batches) == math.ceil(count / recipe.batch_size)
-    images = torch.cat([images for images, _ in batches])
+    assert len(loader) == math.ceil(count / recipe.batch_size)
+    images = torch.cat([images for images, _ in loader])
     if recipe.affine:
-        kind, augment = (FastRandomAffine, batches.augment) if loader == "fast" else (RandomAffine, None)
-        assert isinstance(augment or batches.dataset.transform.transforms[0], kind)
+        assert isinstance(loader.dataset.transform.transforms[0], RandomAffine)
     else:
         pixels = (images * STD + MEAN).mul(255).round().byte().flatten(1)
         known = set(map(tuple, dataset.train.images.flatten(1).tolist()))
         assert len(set(map(tuple, pixels.tolist())) & known) == count
-    assert len(images) == count and isinstance(batches, DataLoader) == (loader == "torchvision")
+    assert len(images) == count
 
 
 def test_more_images_held_out_than_there_are(mnist_dir, tmp_path, capsys):
@@ -65,12 +63,11 @@ def test_more_images_held_out_than_there_are(mnist_dir, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("loader", ["torchvision", "fast"])
-def test_a_short_run(loader, mnist_dir, tmp_path, monkeypatch):
+def test_a_short_run(mnist_dir, tmp_path, monkeypatch):
     recipe = dataclasses.replace(PUBLISHED["net-9720"], epochs=2)
     monkeypatch.setitem(train_published.PUBLISHED, "net-9720", recipe)
-    argv = ["net-9720", "--loader", loader, "--data-dir", str(mnist_dir), "--out", str(tmp_path / "run")]
+    argv = ["net-9720", "--data-dir", str(mnist_dir), "--out", str(tmp_path / "run")]
     assert main(argv) == 0
     metrics = read_metrics(tmp_path / "run")
-    assert len(metrics["epochs"]) == 2 and metrics["params"] == 9720 and metrics["loader"] == loader
+    assert len(metrics["epochs"]) == 2 and metrics["params"] == 9720
     add_run({"recipe": "net-9720", "runs": []}, metrics, 1.0)  # finds in them all that it wants

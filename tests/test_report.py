@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiment import report
-from experiment.report import filled, main
+from experiment.report import draw, filled, main
 
 
 def result(recipe, *finals):
@@ -57,3 +57,17 @@ def test_a_file_is_printed_as_a_table(document, capsys):
     assert capsys.readouterr().out.count("\n") == 3
     assert main(["missing.json"]) == 2
     assert "missing.json is not a benchmark's JSON (No such file or directory)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--check", "a.json"])
+    assert "--check: found with FILE" in capsys.readouterr().err
+
+
+def test_the_picture_is_drawn_from_results_some_of_which_have_no_runs_yet():
+    assert draw([result("default", 99.3, 99.5), result("net-9720")]).startswith(b"\x89PNG")
+
+
+def test_a_document_or_log_that_is_not_there_is_one_line(document, monkeypatch, capsys):
+    monkeypatch.setattr(report, "DOCUMENTS", (document, document.with_name("missing.md")))
+    assert main([]) == 2 and "missing.md cannot be read" in capsys.readouterr().err
+    (document.parent / "log.txt").unlink()
+    assert main(["--check"]) == 2 and "log.txt cannot be read" in capsys.readouterr().err

@@ -10,13 +10,13 @@ from experiment.results import add_run, read_results, summarise
 
 def metrics(seed, *accuracies, **other):
     epochs = [{"test_accuracy": accuracy, "seconds": 2.0} for accuracy in accuracies]
-    facts = {"dataset": "mnist", "params": 1000, "peak_memory_mb": 500, "threads": 2, "precision": "fp32"}
+    facts = {"params": 1000, "peak_memory_mb": 500, "threads": 2, "precision": "fp32"}
     figures = {"final_test_accuracy": accuracies[-1], "train_seconds": 2.0 * len(epochs)}
     return {"seed": seed, "epochs": epochs, **facts, **figures, **other}
 
 
 def new():
-    return {"recipe": "default", "config": {}, "machine": "", "versions": {}, "runs": []}
+    return {"recipe": "default", "params": 1000, "config": {}, "machine": "", "versions": {}, "runs": []}
 
 
 def test_summary_by_hand():
@@ -49,3 +49,15 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, content):
         read_results(path)
     path.write_text(json.dumps([new()]))
     assert read_results(path) == [new()]
+
+
+@pytest.mark.parametrize("change", [{"epoch_test_accuracy": []}, {"final_test_accuracy": "99"}, {"seed": ...}])
+def test_a_damaged_run_is_refused_too(tmp_path, change):
+    result, path = new(), tmp_path / "results.json"
+    add_run(result, metrics(5, 99.0, 99.4), 9.0)
+    path.write_text(json.dumps([result]))
+    assert read_results(path) == [result]
+    run = {name: value for name, value in {**result["runs"][0], **change}.items() if value is not ...}
+    path.write_text(json.dumps([{**result, "runs": [run]}]))
+    with pytest.raises(FileError, match=f"{path} is not a benchmark's JSON"):
+        read_results(path)

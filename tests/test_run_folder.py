@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DIGITS, ROOT, RUN, SMALL, assert_one_line, assert_refused, read_metrics, run, same, without_times
+from conftest import (
+    DIGITS,
+    PYTHON,
+    ROOT,
+    RUN,
+    SMALL,
+    assert_one_line,
+    assert_refused,
+    read_metrics,
+    run,
+    same,
+    without_times,
+)
 
 import train
 from experiment.errors import FileError
@@ -42,7 +54,9 @@ def create_at_once(out, count=8):
     def create():
         barrier.wait()
         try:
-            return create_folder(out, seed=3)
+            folder, held = create_folder(out, seed=3)
+            held.release()
+            return folder
         except FileError as error:
             return error
 
@@ -58,13 +72,13 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
 
 
 def test_one_of_several_runs_gets_the_folder_that_all_ask_for(tmp_path, monkeypatch):
-    mkdir, all_are_there = Path.mkdir, threading.Barrier(8, timeout=60)
+    touch, all_are_there = Path.touch, threading.Barrier(8, timeout=60)
 
-    def mkdir_and_wait(*args, **options):
-        mkdir(*args, **options)
-        all_are_there.wait()  # none has looked into the folder later than another
+    def wait_and_touch(*args, **options):
+        all_are_there.wait()  # each has found the folder empty
+        touch(*args, **options)
 
-    monkeypatch.setattr(Path, "mkdir", mkdir_and_wait)
+    monkeypatch.setattr(Path, "touch", wait_and_touch)
     assert sum(isinstance(result, Path) for result in create_at_once(tmp_path / "run")) == 1
 
 
@@ -72,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, ca
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert run(*RUN, "--out", out, on_epoch=pytest.fail) == 2
-        assert_one_line(capsys.readouterr(), f"--out {out} cannot be written")
+        assert_one_line(capsys.readouterr(), f"{out} cannot be written")
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
@@ -82,7 +96,9 @@ def test_a_folder_that_the_system_refuses(tmp_path, monkeypatch, capsys, error):
 
     monkeypatch.setattr(Path, "touch", refuse)  # the tests may run as root, to whom nothing is refused
     assert run(*RUN, "--out", tmp_path, on_epoch=pytest.fail) == 2
-    assert_one_line(capsys.readouterr(), f"--out {tmp_path} cannot be written: {error.strerror}")
+    assert_one_line(
+        capsys.readouterr(), f"{tmp_path} cannot be written: {error.strerror}; choose another folder with --out"
+    )
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert run(*RUN, "--out", tmp_path / "missing" / "parent", on_epoch=pytest.fail) == 2
     assert_one_line(capsys.readouterr(), f"cannot be written: {error.strerror}")
@@ -135,7 +151,7 @@ def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, capsys):
     assert run(*argv, "--out", tmp_path / "run", on_epoch=interrupt) == 130
     for _ in range(count - 1):
         assert run("--resume", tmp_path / "run", on_epoch=interrupt) == 130
-        assert f"Interrupted; to resume: python train.py --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
+        assert f"Interrupted; to resume: {PYTHON} train.py --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
         assert "test_accuracy" not in read_metrics(tmp_path / "run")
     assert run("--resume", tmp_path / "run", on_epoch=pytest.fail) == 0
     assert same(without_times(tmp_path / "run"), without_times(tmp_path / "whole"))
@@ -161,7 +177,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_started_anew(tmp_path, 
     monkeypatch.setattr(os, "replace", interrupted)
     assert run(*RUN, "--out", folder) == 130
     assert f"Interrupted; remove '{folder}' and start again" in capsys.readouterr().out
-    assert_refused(capsys, ["--resume", folder], "a run that ended before its first checkpoint must be started anew")
+    assert_refused(capsys, ["--resume", folder], "a run that ended before its first checkpoint must be restarted")
 
 
 def test_a_finished_run_is_resumed_without_training(whole_run, tmp_path):
@@ -175,15 +191,15 @@ def test_a_finished_run_is_resumed_without_training(whole_run, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--epochs", "9"], "--epochs 9: contradicts the run's own --epochs 8; drop it"),
-        (["--recipe", "fast"], "--recipe fast: contradicts the run's own --recipe default; drop it"),
-        (["--widths", "4", "4", "4", "4", "5"], "--widths 4 4 4 4 5: contradicts the run's own --widths 4 4 4 4 4;"),
-        (["--separable"], "--separable: contradicts the run's own --no-separable; drop it"),
-        (["--target", "99"], "--target 99.0: contradicts the run's own --target none; drop it"),
-        (["--precision", "bf16"], "--precision bf16: contradicts the run's own --precision fp32; drop it"),
-        (["--threads", "2"], "--threads 2: contradicts the run's own --threads 1; drop it"),
+        (["--epochs", "9"], "--epochs 9: contradicts the run's --epochs 8; drop it"),
+        (["--recipe", "fast"], "--recipe fast: contradicts the run's --recipe default; drop it"),
+        (["--widths", "4", "4", "4", "4", "5"], "--widths 4 4 4 4 5: contradicts the run's --widths 4 4 4 4 4;"),
+        (["--separable"], "--separable: contradicts the run's --no-separable; drop it"),
+        (["--target", "99"], "--target 99.0: contradicts the run's --target none; drop it"),
+        (["--precision", "bf16"], "--precision bf16: contradicts the run's --precision fp32; drop it"),
+        (["--threads", "2"], "--threads 2: contradicts the run's --threads 1; drop it"),
         (["--data-dir", "elsewhere"], "--data-dir: found with --dataset digits"),
-        (["--out", "elsewhere"], "--out: found with --resume or --evaluate"),
+        (["--out", "elsewhere"], "--out cannot be combined with --resume or --evaluate"),
         (["--evaluate", "last.pt"], "not allowed with argument --resume"),
     ],
 )
@@ -203,7 +219,7 @@ def test_a_run_resumes_with_its_own_number_of_threads(whole_run, tmp_path):
 @pytest.mark.parametrize("name", ["none", "file", "a" * 300])
 def test_resume_of_what_is_no_run(tmp_path, capsys, name):
     (tmp_path / "file").touch()
-    assert_refused(capsys, ["--resume", tmp_path / name], f"--resume {tmp_path / name}: found no last.pt in it")
+    assert_refused(capsys, ["--resume", tmp_path / name], f"--resume {tmp_path / name}: no last.pt found")
 
 
 def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path, capsys):

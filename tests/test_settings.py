@@ -61,6 +61,18 @@ def test_widths_are_five_whole_numbers(widths):
             fill(widths=widths)
 
 
+@pytest.mark.parametrize("recipe", [None, "fast", Recipe(name="slow"), {}])
+def test_settings_take_a_recipe_of_a_known_name(recipe):
+    with pytest.raises(SettingError, match="^recipe: found .*, expected a Recipe"):
+        Settings(recipe)
+
+
+@pytest.mark.parametrize("value", [(0.1, 0.2), (0.1,), [0.1]])
+def test_a_single_value_is_no_tuple(value):
+    with pytest.raises(SettingError, match="^--lr: found .*, expected a number"):
+        Recipe(lr=value)
+
+
 def test_settings_cannot_be_changed_behind_the_checks():
     for settings in (DEFAULT, Settings()):
         for f in fields(settings):
@@ -84,8 +96,8 @@ def test_recipes_are_the_default_but_for_what_they_are_named_for():
         "best": {**long, "widths": (16, 48, 64, 80, 64)},
         "tiny": {**long, "widths": (8, 20, 24, 22, 22)},
     }
-    assert {name: replace(Recipe(), **changed) for name, changed in changes.items()} == RECIPES
-    assert Settings() == Settings(RECIPES["default"], "default") and Settings().target == 99.4
+    assert {name: replace(Recipe(name=name), **changed) for name, changed in changes.items()} == RECIPES
+    assert Settings() == Settings(RECIPES["default"]) and Settings().target == 99.4
 
 
 def test_a_recipe_gives_the_net_its_arguments():
@@ -109,4 +121,4 @@ def test_a_recipe_gives_the_net_its_arguments():
     ],
 )
 def test_the_description_is_the_recipe_and_what_changed_it(name, changes, expected):
-    assert Settings(replace(RECIPES[name], **changes), name, seed=7, dataset="digits").description == expected
+    assert Settings(replace(RECIPES[name], **changes), seed=7, dataset="digits").description == expected
