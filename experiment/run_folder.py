@@ -206,8 +206,10 @@ def create_folder(out, seed):
         try:
             return folder, lock(folder)
         except FileError:  # a refused start leaves nothing behind
-            log.unlink()
-            folder.rmdir()
+            for left in (log, folder / ".lock"):
+                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: the user's own
+                folder.rmdir()
             raise
 
 

@@ -1,8 +1,14 @@
 """The benchmark's file, and continuing after an interruption, with a stand-in for training."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 import benchmark
 from experiment.datasets import load_mnist
@@ -132,3 +138,32 @@ def test_train_once_returns_what_the_run_wrote_or_names_the_run(mnist_dir, tmp_p
     add_run(result, metrics, seconds)  # finds in them all that it wants
     with pytest.raises(ExperimentError, match="net-9720, seed 7: .*does not exist"):
         benchmark.train_once({**result, "recipe": "net-9720"}, 7, tmp_path / "missing")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send these signals to one process")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL", "SIGHUP"])
+def test_a_run_ends_with_its_benchmark_however_that_ends(mnist_dir, tmp_path, number):
+    """Python starts the run by telling this test; the connection lasts as long as the run."""
+    server = socket.create_server(("localhost", 0))
+    server.settimeout(60)
+    tell = "import sys\nif 'experiment.child' in sys.orig_argv:\n    import socket\n    sys.kept = "
+    (tmp_path / "sitecustomize.py").write_text(
+        f"{tell}socket.create_connection(('localhost', {server.getsockname()[1]}))\n"
+    )
+    argv = [
+        "benchmark.py",
+        "net-9720",
+        "--runs",
+        "9",
+        "--out",
+        str(tmp_path / "out.json"),
+        "--data-dir",
+        str(mnist_dir),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with server, subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment, stderr=-1, stdout=-1) as process:
+        connection, _ = server.accept()
+        connection.settimeout(60)
+        process.send_signal(getattr(signal, number))
+        assert connection.recv(1) == b""  # it has ended
+        assert process.wait(timeout=60) != 0

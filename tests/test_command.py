@@ -1,7 +1,9 @@
 """What every command line shares: signals, printing, and one line and an exit code for each error."""
 
+import dataclasses
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +14,10 @@ import pytest
 import torch
 from conftest import ROOT, RUN, assert_one_line, read_metrics, run, same, without_times
 
-from experiment import errors
+import benchmark
+from experiment import errors, report, train_published
 from experiment.command import Parser, command, echo, path
+from experiment.published import PUBLISHED
 
 signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send these signals to one process")
 
@@ -27,7 +31,9 @@ def start(*argv, **options):
 
 
 @signals
-@pytest.mark.parametrize(("number", "code", "reader"), [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)])
+@pytest.mark.parametrize(
+    ("number", "code", "reader"), [("SIGINT", 130, True), ("SIGTERM", 143, False), ("SIGHUP", 129, True)]
+)
 def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_bits(whole_run, tmp_path, number, code, reader):
     """The second time the reader of its output has gone away before."""
     folder = tmp_path / "a run"
@@ -36,7 +42,7 @@ def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_bits(whole_run,
             assert process.poll() is None
         if not reader:
             process.stdout.close()
-        process.send_signal(number)
+        process.send_signal(getattr(signal, number))
         output = process.stdout.read() if reader else ""
         assert process.stderr.read() == "train.py: interrupted\n"
         assert process.wait(timeout=60) == code
@@ -74,14 +80,42 @@ main()
     assert process.returncode == code
 
 
+COMMANDS = {
+    "train.py": ["train.py"],
+    "benchmark.py": ["benchmark.py"],
+    "report.py": ["-m", "experiment.report"],
+    "train_published.py": ["-m", "experiment.train_published"],
+}
+
+
 @signals
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_torch_is_imported(tmp_path, number, code):
-    (tmp_path / "torch.py").write_text("print('importing', flush=True)\ninput()\n")
-    with start("train.py", env={**os.environ, "PYTHONPATH": str(tmp_path)}) as process:
-        assert process.stdout.readline() == "importing\n"
-        process.send_signal(number)
-        assert process.wait(timeout=60) == code and process.stderr.read() == "train.py: interrupted\n"
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_while_torch_is_imported(tmp_path, name, number, code):
+    """By then the environment says how long OpenMP's threads spin."""
+    (tmp_path / "torch.py").write_text("import os\nprint(os.environ['GOMP_SPINCOUNT'], flush=True)\ninput()\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "GOMP_SPINCOUNT": "7"}
+    if name == "train.py":
+        del environment["GOMP_SPINCOUNT"]
+    with start(*COMMANDS[name], env=environment) as process:
+        assert process.stdout.readline() == ("30000\n" if name == "train.py" else "7\n")
+        process.send_signal(getattr(signal, number))
+        assert process.wait(timeout=60) == code and process.stderr.read() == f"{name}: interrupted\n"
+
+
+@signals
+def test_a_signal_that_is_ignored_stays_so():
+    """As nohup ignores SIGHUP."""
+    script = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from experiment.command import exit_at_once, handle_signals
+handle_signals(exit_at_once)
+signal.raise_signal(signal.SIGHUP)
+print("goes on")
+"""
+    with start("-c", script) as process:
+        assert process.communicate(timeout=60) == ("goes on\n", "")
 
 
 def test_a_program_that_imports_train_keeps_its_own_handlers():
@@ -134,6 +168,69 @@ def test_what_a_stream_cannot_show_is_escaped(encoding, expected):
     assert stream.buffer.getvalue().decode(encoding).strip() == expected
 
 
+class Notebook:
+    """A stream with nothing but what Python's print needs."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+STREAMS = {
+    "missing": lambda: None,
+    "closed": closed,
+    "notebook": Notebook,
+    "cp1252": lambda: io.TextIOWrapper(io.BytesIO(), encoding="cp1252"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("kind", STREAMS)
+def test_whatever_the_streams_are_the_results_are_written(mnist_dir, tmp_path, monkeypatch, name, kind):
+    out, data = tmp_path / "out ≥", ["--data-dir", str(mnist_dir)]
+    fake = {"seed": 0, "epochs": [{"test_accuracy": 99.0, "seconds": 1.0}], "final_test_accuracy": 99.0, "params": 10}
+    fake |= {"train_seconds": 1.0, "peak_memory_mb": None}
+
+    def train_once(result, *_):
+        return fake | {key: result[key] for key in ("sha256", "threads", "precision")}, 1.0
+
+    monkeypatch.setitem(PUBLISHED, "net-9720", dataclasses.replace(PUBLISHED["net-9720"], epochs=1))
+    monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
+    monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
+    if name == "train.py":
+        assert run(*RUN, "--epochs", 1, "--out", out) == 0 and read_metrics(out)
+        assert run(*RUN, "--out", out) == 2
+        assert run("--help") == 0
+    elif name == "benchmark.py":
+        argv = ["default", "--runs", "1", "--out", str(out), *data]
+        assert benchmark.main(argv, train=train_once) == 0 and json.loads(out.read_text())
+    elif name == "report.py":
+        out.write_text(json.dumps([]))
+        assert report.main([str(out)]) == 0
+    else:
+        assert train_published.main(["net-9720", "--out", str(out), *data]) == 0 and read_metrics(out)
+
+
+@signals
+def test_a_run_without_standard_streams(whole_run, tmp_path):
+    """As `>&-` starts it."""
+    script = 'exec "$@" <&- >&- 2>&-'
+    command = ["sh", "-c", script, "sh", sys.executable, "train.py", *RUN, "--out", tmp_path / "run"]
+    assert subprocess.run([str(arg) for arg in command], cwd=ROOT, timeout=120).returncode == 0
+    assert same(without_times(tmp_path / "run"), without_times(whole_run))
+
+
 def test_help_is_shown_on_a_stream_of_another_encoding(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
@@ -174,7 +271,11 @@ def test_each_error_is_one_line_and_an_exit_code(error, code, line, capsys):
     assert capsys.readouterr().err.startswith(f"{Path(__file__).name}: {line}" if line else "")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "a bug"), ValueError("a bug")], ids=repr)
+BUGS = [RuntimeError("a bug"), OSError(errno.EIO, "a bug"), ValueError("a bug")]
+BUGS += [RuntimeError("CUDA error: an illegal memory access was encountered"), torch.AcceleratorError("memory")]
+
+
+@pytest.mark.parametrize("error", BUGS, ids=repr)
 def test_a_bug_is_not_hidden(error):
     with pytest.raises(type(error)):
         main_that_raises(error)([])

@@ -1,11 +1,12 @@
 """Files that are whole at every moment, and locks."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, RUN, assert_one_line, read_metrics, run
 
 from experiment.errors import FileError
 from experiment.files import lock, replace_file, write_json
@@ -76,3 +77,33 @@ def test_a_lock_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match="cannot be written"):
         lock(tmp_path / "file" / "results.json")
+
+
+def refuse_locks(monkeypatch, error):
+    """The file system refuses them, as network file systems do."""
+    fcntl = pytest.importorskip("fcntl")  # not there on Windows
+
+    def refuse(*args):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_without_locks_training_goes_on_with_a_warning(tmp_path, monkeypatch, capsys, error):
+    refuse_locks(monkeypatch, error)
+    assert run(*RUN, "--epochs", 1, "--out", tmp_path / "run") == 0
+    assert f"Warning: {tmp_path / 'run'} cannot be locked ({os.strerror(error)})" in capsys.readouterr().out
+    assert len(read_metrics(tmp_path / "run")["epochs"]) == 1
+    assert run("--resume", tmp_path / "run") == 0
+
+
+def test_a_start_whose_lock_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys):
+    refuse_locks(monkeypatch, errno.EIO)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").touch()
+    for name, left in (("new", []), ("own", ["notes.txt"])):
+        assert run(*RUN, "--out", tmp_path / name, on_epoch=pytest.fail) == 2
+        assert_one_line(capsys.readouterr(), f"{name} cannot be written: Input/output error")
+        assert [path.name for path in tmp_path.glob(f"{name}/*")] == left
+    assert not (tmp_path / "new").exists()

@@ -1,13 +1,17 @@
 """Device, precision and threads: what is asked for, or what this machine has."""
 
+import os
 import platform
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import DIGITS, assert_refused
+from conftest import DIGITS, ROOT, assert_refused
 
 from experiment.errors import SettingError
-from experiment.machine import choose_device, choose_precision, describe_machine, peak_memory_mb, resolve
+from experiment.machine import choose_device, choose_precision, describe_machine, peak_memory_mb, resolve, usable_cpus
 from experiment.settings import RECIPES, Settings
 
 
@@ -20,11 +24,12 @@ def test_precision_is_bf16_only_where_it_is_much_faster(on_forward, bf16, first,
     steps = []
 
     def step(net, images, logits):
-        assert net.training and images.shape[1:] == (1, 28, 28)
+        assert net.training and images.shape[1:] == (1, 28, 28) and len(images) <= 1024
         steps.append((bf16 if logits.dtype == torch.bfloat16 else 1) * (1 if steps else first))
 
     on_forward(step)
-    assert choose_precision("cpu", RECIPES["fast"], clock=lambda: sum(steps)) == expected
+    recipe = replace(RECIPES["fast"], batch_size=64 if first == 1 else 1_000_000)
+    assert choose_precision("cpu", recipe, clock=lambda: sum(steps)) == expected
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -59,6 +64,25 @@ def test_resolve_replaces_what_is_open_and_a_second_time_nothing():
 def test_resolve_takes_what_is_asked_for():
     settings = Settings(threads=2, device="cpu", precision="bf16")
     assert resolve(settings) == settings and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("allowed", "of_torch", "expected"), [(4, 2, 2), (1, 8, 1), (3, 3, 3)])
+def test_threads_are_those_that_both_the_quota_and_openmp_allow(monkeypatch, allowed, of_torch, expected):
+    monkeypatch.setattr("joblib.cpu_count", lambda: allowed)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: of_torch)
+    assert usable_cpus() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+@pytest.mark.parametrize("how", ["affinity", "OMP_NUM_THREADS"])
+def test_a_process_confined_to_one_cpu_trains_on_one(monkeypatch, how):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    first = f"os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})" if how == "affinity" else ""
+    script = f"import os; {first}\nfrom experiment.machine import usable_cpus\nprint(usable_cpus())"
+    if how != "affinity":
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "1\n"
 
 
 def test_peak_memory_is_in_megabytes_of_this_process():

@@ -1,7 +1,9 @@
 """Loss and accuracy of an epoch are means over its images, and a loss that is not finite ends it."""
 
+import io
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -45,3 +47,30 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_learning_rate(valu
                 progress.add(step + 100, 0.5 / step, loss, logits, labels)
             progress.flush()
         assert progress.count <= 8 * (bad + 24)  # found within 25 steps
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    with Progress(937, "Epoch 17/20") as progress:
+        for step, (logits, labels) in enumerate(batches([2] * 50), 1):
+            progress.add(step, 0.01, F.cross_entropy(logits, labels), logits, labels)
+        progress.refresh()
+        bar = terminal.getvalue().split("\r")[-1]
+    assert len(bar) <= 80 and bar.endswith("lr=0.0100")
+
+
+def test_a_bar_whose_terminal_has_gone_fails_nothing(monkeypatch):
+    class Gone(Terminal):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Progress(1, "title") as progress:
+        progress.refresh()
