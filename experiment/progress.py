@@ -1,6 +1,5 @@
 """Running loss and accuracy of an epoch, shown as a progress bar on a terminal."""
 
-import contextlib
 import math
 import sys
 
@@ -40,10 +39,6 @@ class Progress(tqdm):
         self.total_loss += sum(values)
         self.pending = []
         self.set_postfix_str(f"loss={self.loss:.4f}, acc={self.accuracy:.2f}%, lr={self.lr:.4f}")
-
-    def display(self, *args, **options):
-        with contextlib.suppress(OSError, ValueError):  # the terminal has gone
-            super().display(*args, **options)
 
     @property
     def loss(self):
