@@ -37,23 +37,59 @@ class Dataset(NamedTuple):
 
 
 class Loader:
-    """Batches of images and labels; iterate once per epoch.
+    """Batches of images and labels, in order: float images (B, 1, 28, 28) in 0..1 and int64 labels (B,).
 
-    Yields float images (B, 1, 28, 28) in 0..1 and int64 labels (B,). Each image appears once per epoch; the last batch
-    may be smaller. `shuffle` draws a new order for each epoch from torch's default generator.
+    The last batch may be smaller.
     """
 
-    def __init__(self, images, labels, batch_size, *, shuffle):
-        self.images, self.labels, self.batch_size, self.shuffle = images, labels, batch_size, shuffle
-
-    def __len__(self):
-        return math.ceil(len(self.images) / self.batch_size)
+    def __init__(self, images, labels, batch_size):
+        self.images, self.labels, self.batch_size = images, labels, batch_size
 
     def __iter__(self):
-        make_order = torch.randperm if self.shuffle else torch.arange
-        order = make_order(len(self.images), device=self.images.device)
-        for index in order.split(self.batch_size):
+        for index in self.order().split(self.batch_size):
+            self.index = index
             yield self.images[index].float().div_(255), self.labels[index]
+
+    def order(self):
+        return torch.arange(len(self.labels), device=self.labels.device)
+
+
+class TrainLoader(Loader):
+    """Shuffled batches of the images that an epoch trains on; iterate once per epoch.
+
+    The first epoch takes a random share `first_epoch` of the images. Each later one takes a share `select`: 30% of it
+    at random, the rest are the images with the highest loss when they were last trained on, which `record` collects
+    (online batch selection, arXiv:1511.06343). Random numbers are from torch's default generator.
+    """
+
+    def __init__(self, images, labels, batch_size, first_epoch=1.0, select=1.0):
+        super().__init__(images, labels, batch_size)
+        self.first, self.later = (math.ceil(share * len(labels)) for share in (first_epoch, select))
+        self.losses = None  # (N,), 0 where an image was never trained on; None before the first epoch
+
+    def __len__(self):
+        """Batches in the coming epoch."""
+        return math.ceil((self.first if self.losses is None else self.later) / self.batch_size)
+
+    def steps(self, epochs):
+        """Batches in a run of `epochs`."""
+        return math.ceil(self.first / self.batch_size) + (epochs - 1) * math.ceil(self.later / self.batch_size)
+
+    def order(self):
+        order = torch.randperm(len(self.labels), device=self.labels.device)
+        if self.losses is None:
+            self.losses = torch.zeros(len(order), device=order.device)
+            return order[: self.first]
+        if self.later == len(order):
+            return order
+        ranked = self.losses.clone()
+        ranked[order[: round(0.3 * self.later)]] = math.inf
+        hardest = ranked.argsort(descending=True, stable=True)[: self.later]
+        return hardest[torch.randperm(self.later, device=order.device)]
+
+    def record(self, losses):
+        """Keep the losses (B,) of the latest batch, relative to their mean, since all fall while the net learns."""
+        self.losses[self.index] = losses / losses.mean()
 
 
 class RandomAffine:

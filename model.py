@@ -56,7 +56,7 @@ class Net(nn.Module):
     Input: images (N, 1, 28, 28), float in 0..1 or uint8 in 0..255. Output: float logits (N, 10), not probabilities.
     """
 
-    def __init__(self, widths=(16, 16, 24, 32, 22), dropout=0.05, separable=False, antialias="none", margin=0):
+    def __init__(self, widths=(16, 16, 32, 24, 24), dropout=0.01, separable=False, antialias="second", margin=2):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
         first, second = map(pooling, ANTIALIAS[antialias])

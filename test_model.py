@@ -20,7 +20,7 @@ from experiment.errors import DownloadError
 from experiment.settings import RECIPES, Recipe
 from model import ANTIALIAS, Net, count_parameters, pooling
 
-PARAMETERS = 19_858
+PARAMETERS = 19_882
 ROOT = Path(__file__).parent
 
 

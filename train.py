@@ -19,7 +19,7 @@ if __name__ == "__main__":  # Ctrl-C prints one line, even while torch is import
 import torch
 import torch.nn.functional as F
 
-from data import Loader, RandomAffine
+from data import Loader, RandomAffine, TrainLoader
 from experiment import plots
 from experiment.arguments import earlier_settings, new_settings, parse_args
 from experiment.checkpoint import Checkpoint
@@ -45,29 +45,29 @@ def train(settings, run=None, on_epoch=None):
     run, settings = run or RunFolder(), resolve(settings)
     recipe, device = settings.recipe, torch.device(settings.device)
     dataset = load_data(settings).to(device)
-    train_loader = Loader(*dataset.train, recipe.batch_size, shuffle=True)
-    eval_loader = Loader(*dataset.evaluation, EVAL_BATCH, shuffle=False)
+    train_loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_epoch, recipe.select)
+    eval_loader = Loader(*dataset.evaluation, EVAL_BATCH)
 
     torch.manual_seed(settings.seed)
     model = Net(**recipe.network).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
-    scheduler = make_scheduler(optimizer, recipe, steps=recipe.epochs * len(train_loader))
+    scheduler = make_scheduler(optimizer, recipe, train_loader.steps(recipe.epochs))
 
-    # If the run is resumed, start restores model, optimizer, scheduler, random state and history.
-    with run.start(settings, dataset, model, optimizer, scheduler) as history:
+    # If the run is resumed, start restores the state of all of these and of the random numbers.
+    with run.start(settings, dataset, model, optimizer, scheduler, train_loader) as history:
         while len(history.epochs) < recipe.epochs and not history.stops_at(settings.target):
             start = synchronized_time(settings.device)
             with Progress(len(train_loader), f"Epoch {len(history.epochs) + 1}/{recipe.epochs}") as progress:
                 train_one_epoch(model, train_loader, optimizer, scheduler, settings, progress)
             seconds = synchronized_time(settings.device) - start
             evaluation = evaluate(model, eval_loader, settings.precision)
-            history.add(progress.lr, progress.loss, progress.accuracy, evaluation, seconds)
+            history.add(progress, evaluation, seconds)
             run.save_epoch()
             if on_epoch:
                 on_epoch(history)
         if dataset.holdout:  # test once, with the weights selected on the held-out images
             model.load_state_dict(run.best_weights())
-            history.test = evaluate(model, Loader(*dataset.test, EVAL_BATCH, shuffle=False), settings.precision)
+            history.test = evaluate(model, Loader(*dataset.test, EVAL_BATCH), settings.precision)
         run.finish()
     return history
 
@@ -82,8 +82,10 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, progress):
             images = augment(images)
         optimizer.zero_grad()
         logits = forward(model, images, settings.precision)
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        losses = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="none")
+        loss = losses.mean()
         loss.backward()
+        loader.record(losses.detach())
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
@@ -141,7 +143,7 @@ def evaluate_checkpoint(path, given):
     given = {"device": "auto", "threads": None, **given}
     settings = resolve(earlier_settings(checkpoint.settings, given, may_change))
     dataset = load_data(settings, for_training=False).to(settings.device)
-    loader = Loader(*dataset.test, EVAL_BATCH, shuffle=False)
+    loader = Loader(*dataset.test, EVAL_BATCH)
     model = checkpoint.net().to(settings.device, memory_format=torch.channels_last)
     echo(f"Checkpoint: {path}, epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}")
     echo(f"Data: {dataset.name}, {len(loader.labels)} test images")

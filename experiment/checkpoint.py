@@ -12,7 +12,7 @@ from experiment.history import History
 from experiment.settings import Recipe, Settings
 from model import Net
 
-FORMAT = 8
+FORMAT = 9
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,24 @@ class Checkpoint:
     model: dict  # state_dict of model.Net(**settings.recipe.network)
     optimizer: dict
     scheduler: dict
+    losses: torch.Tensor | None  # of data.TrainLoader
     random: dict  # state of torch's default generator, by device
 
     @classmethod
-    def capture(cls, model, optimizer, scheduler, **run):
+    def capture(cls, model, optimizer, scheduler, loader, **run):
         """The state of a run in training; `run` holds the fields that are not tensors."""
         device, random = next(model.parameters()).device.type, {"cpu": torch.get_rng_state()}
         if device != "cpu":
             random[device] = torch.get_device_module(device).get_rng_state()
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        return cls(random=random, **{name: part.state_dict() for name, part in parts.items()}, **run)
+        states = {name: part.state_dict() for name, part in parts.items()}
+        return cls(random=random, losses=loader.losses, **states, **run)
 
-    def restore(self, model, optimizer, scheduler):
-        """Restore model, optimizer, scheduler and RNG state."""
+    def restore(self, model, optimizer, scheduler, loader):
+        """Restore model, optimizer, scheduler, the loader's losses and the state of the random numbers."""
         try:
+            if self.losses is not None:
+                loader.losses = torch.empty(len(loader.labels), device=loader.labels.device).copy_(self.losses)
             model.load_state_dict(self.model)
             optimizer.load_state_dict(self.optimizer)
             scheduler.load_state_dict(self.scheduler)

@@ -25,9 +25,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: accuracies in percent, `lr` of its last step, `seconds` of training alone."""
+    """One epoch, on `images` images: accuracies in percent, `lr` of its last step, `seconds` of training alone."""
 
     number: int
+    images: int
     lr: float
     train_loss: float
     train_accuracy: float
@@ -55,11 +56,13 @@ class History:
         epochs = [Epoch(**{**epoch, "evaluation": Evaluation(**epoch["evaluation"])}) for epoch in values["epochs"]]
         return cls(**{**values, "epochs": epochs, "test": values["test"] and Evaluation(**values["test"])})
 
-    def add(self, lr, train_loss, train_accuracy, evaluation, seconds):
+    def add(self, progress, evaluation, seconds):
+        """Add an epoch that `progress` followed."""
         number = len(self.epochs) + 1
         if not math.isfinite(evaluation.loss):
             raise DivergedError(f"the {self.split} loss is {evaluation.loss} after epoch {number}; try a lower --lr")
-        self.epochs.append(Epoch(number, lr, train_loss, train_accuracy, evaluation, round(seconds, 3)))
+        training = (progress.count, progress.lr, progress.loss, progress.accuracy)
+        self.epochs.append(Epoch(number, *training, evaluation, round(seconds, 3)))
 
     @property
     def best(self):
@@ -99,6 +102,7 @@ class History:
         epochs = [
             {
                 "epoch": epoch.number,
+                "images": epoch.images,
                 "lr": epoch.lr,
                 "train_loss": epoch.train_loss,
                 "train_accuracy": epoch.train_accuracy,

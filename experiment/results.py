@@ -1,5 +1,6 @@
 """The results of benchmark.py: what a run adds to its JSON, and the statistics over all runs."""
 
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -15,14 +16,14 @@ def add_run(result, metrics, process_seconds):
     """Add the content of a run's metrics.json to `result`, in the order of the seeds, and summarise all runs anew."""
     accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
     seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
-    met = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= TARGET), None)
     result["params"] = metrics["params"]
     run = {
         "seed": metrics["seed"],
         "epoch_test_accuracy": accuracies,
+        "epoch_seconds": seconds,
+        "passes": round(sum(epoch["images"] for epoch in metrics["epochs"]) / metrics["train_images"], 4),
         "final_test_accuracy": metrics["final_test_accuracy"],
         "train_seconds": metrics["train_seconds"],
-        "seconds_to_target": round(sum(seconds[:met]), 3) if met else None,
         "total_seconds": round(process_seconds, 3),
         **{name: metrics[name] for name in ("peak_memory_mb", "threads", "precision")},
     }
@@ -34,8 +35,8 @@ def add_run(result, metrics, process_seconds):
 def summarise(runs):
     """Mean, sample standard deviation, 95% confidence interval of the mean (Student's t), times, and more.
 
-    Seconds per epoch and of the process are medians over the runs; seconds to the target are seconds per epoch times
-    the first epoch after which the mean accuracy is at least 99.4%.
+    `seconds` holds the training time up to the end of each epoch, from medians over the runs; `first_epoch` is the
+    first after which the mean accuracy is at least 99.4%.
     """
     from scipy.stats import t
 
@@ -47,10 +48,12 @@ def summarise(runs):
         std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)]
     by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
     epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if accuracy >= TARGET), None)
-    per_epoch = statistics.median(run["train_seconds"] / len(run["epoch_test_accuracy"]) for run in runs)
+    by_run = (run.get("epoch_seconds") or [run["train_seconds"] / len(by_epoch)] * len(by_epoch) for run in runs)
+    seconds = list(itertools.accumulate(statistics.median(column) for column in zip(*by_run)))
     return {
         "n": n,
         "epochs": len(by_epoch),
+        "passes": statistics.median(run.get("passes", len(by_epoch)) for run in runs),
         "by_epoch": by_epoch,
         "mean": round(mean, 4),
         "std": std,
@@ -58,8 +61,7 @@ def summarise(runs):
         "min": min(finals),
         "reached": sum(final >= TARGET for final in finals),
         "first_epoch": epoch,
-        "seconds_per_epoch": per_epoch,
-        "seconds_to_target": per_epoch * epoch if epoch else None,
+        "seconds": seconds,
         "total_seconds": statistics.median(run["total_seconds"] for run in runs),
         "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs) or None,
     }

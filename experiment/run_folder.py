@@ -51,12 +51,12 @@ class RunFolder:
             self.lock.release()
 
     @contextlib.contextmanager
-    def start(self, settings, dataset, model, optimizer, scheduler):
+    def start(self, settings, dataset, *parts):
         """Create the folder or restore the checkpoint's state; a context that yields the History of the run so far.
 
-        The run's state is taken from `model`, `optimizer` and `scheduler` whenever it is saved.
+        The run's state is taken from `parts`, its model, optimizer, scheduler and loader, whenever it is saved.
         """
-        self.settings, self.dataset, self.parts = settings, dataset, (model, optimizer, scheduler)
+        self.settings, self.dataset, self.parts = settings, dataset, parts
         if self.checkpoint:
             self.restore()
         else:
@@ -124,8 +124,9 @@ class RunFolder:
     def log_epoch(self):
         epoch = self.history.final
         self.log(
-            f"Epoch {epoch.number}/{self.settings.recipe.epochs}: Train loss: {epoch.train_loss:.4f}, "
-            f"Accuracy: {epoch.train_accuracy:.2f}%, lr: {epoch.lr:.4f}, {epoch.seconds:.1f} s"
+            f"Epoch {epoch.number}/{self.settings.recipe.epochs}: {epoch.images} images, "
+            f"Train loss: {epoch.train_loss:.4f}, Accuracy: {epoch.train_accuracy:.2f}%, "
+            f"lr: {epoch.lr:.4f}, {epoch.seconds:.1f} s"
         )
         self.log(epoch.evaluation.line(self.history.split))
 
@@ -163,6 +164,7 @@ class RunFolder:
             "dataset": self.dataset.name,
             "sha256": self.dataset.sha256,
             "seed": settings.seed,
+            "train_images": len(self.dataset.train.labels),
             "params": count_parameters(self.parts[0]),
             "device": settings.device,
             "threads": settings.threads,

@@ -62,25 +62,27 @@ class Recipe(Checked):
 
     name: str = "default"  # of the entry of RECIPES that this one is or derives from
     # model
-    widths: tuple[int, ...] = setting((16, 16, 24, 32, 22), "output channels of the five convolution blocks", 1, 4096)
-    dropout: float = setting(0.05, "probability of zeroing a pooled feature", 0, 0.99)
+    widths: tuple[int, ...] = setting((16, 16, 32, 24, 24), "output channels of the five convolution blocks", 1, 4096)
+    dropout: float = setting(0.01, "probability of zeroing a pooled feature", 0, 0.99)
     separable: bool = setting(False, "separable convolutions in all blocks but the first, with fewer parameters")
-    antialias: str = setting("none", "poolings that average 3x3 maxima", choices=("none", "second", "both"))
-    margin: int = setting(0, "pixels cropped from each side of every image", 0, 4)
+    antialias: str = setting("second", "poolings that average 3x3 maxima", choices=("none", "second", "both"))
+    margin: int = setting(2, "pixels cropped from each side of every image", 0, 4)
     # training
-    epochs: int = setting(2, "passes over the training images", 1, 100_000)
+    epochs: int = setting(4, "epochs", 1, 100_000)
+    first_epoch: float = setting(1.0, "share of the images in the first epoch", 0, 1, above=True)
+    select: float = setting(0.125, "share of the images, the hardest, in each later epoch", 0, 1, above=True)
     batch_size: int = setting(64, "images per step", 1, 1_000_000)
     lr: float = setting(1.0, "peak learning rate of the one cycle", 0, 1000, above=True)
     warmup: float = setting(0.3, "fraction of the cycle before the peak", 0.01, 0.99)
     momentum: float = setting(0.9, "Nesterov momentum", 0.01, 0.999)
-    weight_decay: float = setting(1e-4, "weight decay of convolution and linear weights", 0, 1)
+    weight_decay: float = setting(0.0, "weight decay of convolution and linear weights", 0, 1)
     label_smoothing: float = setting(0.1, "probability spread over all classes", 0, 0.9)
     # augmentation
     rotation: float = setting(8.0, "degrees", 0, 180)
     translate: float = setting(0.06, "fraction of 28 pixels", 0, 1)
     scale: float = setting(0.08, "fraction of the size", 0, 0.9)
     shear: float = setting(4.0, "degrees", 0, 60)
-    augment_until: float = setting(0.7, "fraction of the run that is augmented", 0, 1)
+    augment_until: float = setting(0.6, "fraction of the run that is augmented", 0, 1)
 
     @property
     def values(self):
@@ -94,13 +96,15 @@ class Recipe(Checked):
 
 
 DEFAULT = Recipe()
-SHORT = replace(DEFAULT, epochs=1, dropout=0.01, weight_decay=0.0, augment_until=0.6)
-LONG = replace(DEFAULT, separable=True, antialias="both", epochs=20, batch_size=128, dropout=0.01, augment_until=0.9)
+LONG = replace(
+    DEFAULT, separable=True, antialias="both", margin=0, batch_size=128, weight_decay=1e-4, augment_until=0.9
+)
 RECIPES = {
-    "default": DEFAULT,
-    "fast": replace(SHORT, name="fast", widths=(16, 16, 32, 24, 24), antialias="second", margin=2),  # every image once
-    "best": replace(LONG, name="best", widths=(16, 48, 64, 80, 64)),  # the highest accuracy in 20 epochs
-    "tiny": replace(LONG, name="tiny", widths=(8, 20, 24, 22, 22)),  # at most 3,000 parameters
+    "default": DEFAULT,  # surely above 99.4%
+    "fast": replace(DEFAULT, name="fast", first_epoch=0.4, select=0.1),  # the least time to a mean of 99.4%
+    "one-epoch": replace(DEFAULT, name="one-epoch", epochs=1),  # every image exactly once
+    "best": replace(LONG, name="best", widths=(16, 48, 64, 80, 64), epochs=25, select=1 / 3),  # the highest accuracy
+    "tiny": replace(LONG, name="tiny", widths=(5, 12, 16, 16, 14), epochs=153),  # the fewest parameters
 }
 
 

@@ -104,12 +104,13 @@ def run(name, seed, data_dir, device, threads, out):
     folder, held = create_folder(out, seed)
     history, facts = History("test"), {"recipe": name, "dataset": dataset.name, "sha256": dataset.sha256, "seed": seed}
     facts |= {"params": count_parameters(model), "device": device, "threads": settings.threads, "precision": "fp32"}
+    facts["train_images"] = len(dataset.train.labels)
     for epoch in range(1, recipe.epochs + 1):
         began = synchronized_time(device)
         with Progress(len(loader), f"Epoch {epoch}/{recipe.epochs}") as progress:
             train_one_epoch(model, loader, optimizer, scheduler, recipe.label_smoothing, device, progress)
         seconds = synchronized_time(device) - began
-        history.add(progress.lr, progress.loss, progress.accuracy, evaluate(model, dataset.test, device), seconds)
+        history.add(progress, evaluate(model, dataset.test, device), seconds)
         history.total_seconds, history.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()
         write_json(folder / "metrics.json", {**facts, **history.metrics(target=None)})
         echo(f"Epoch {epoch}: {history.final.accuracy:.2f}%, {seconds:.1f} s")

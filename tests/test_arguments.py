@@ -65,7 +65,7 @@ def test_help_names_every_setting_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for f in (f for cls in (Recipe, Settings) for f in fields(cls) if "limits" in f.metadata):
         assert flag(f.name) in text and f.metadata["limits"].help in text
-    for default in ("16 16 24 32 22", "1.0", "0.0001", "False", "99.4", "mnist", "auto"):
+    for default in ("16 16 32 24 24", "1.0", "0.125", "False", "99.4", "mnist", "auto"):
         assert f"(default: {default})" in text
 
 
@@ -112,7 +112,8 @@ def test_the_description_of_any_recipe_typed_again_gives_that_recipe(name, recip
     assert settings_of("--recipe", *shlex.split(settings.description)) == settings
 
 
-RUN = Settings(replace(RECIPES["tiny"], epochs=8, lr=0.5), None, 3, "mnist", "small", None, 2, "cpu", "fp32")
+TINY = replace(RECIPES["tiny"], widths=(8, 20, 24, 22, 22), epochs=8, lr=0.5)
+RUN = Settings(TINY, None, 3, "mnist", "small", None, 2, "cpu", "fp32")
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from experiment.results import add_run
 def metrics(result, seed, *_):
     """A stand-in for a run: (metrics.json, seconds)."""
     accuracies = (99.0, 99.4 + seed / 100)
-    epochs = [{"test_accuracy": accuracy, "seconds": 2.0} for accuracy in accuracies]
+    epochs = [{"test_accuracy": accuracy, "seconds": 2.0, "images": 100} for accuracy in accuracies]
     facts = {name: result[name] for name in ("sha256", "threads", "precision")}
-    facts |= {"params": 1000, "peak_memory_mb": 500}
+    facts |= {"params": 1000, "peak_memory_mb": 500, "train_images": 80}
     return {"seed": seed, "epochs": epochs, "final_test_accuracy": accuracies[-1], "train_seconds": 4.0, **facts}, 9.0
 
 
@@ -54,7 +54,7 @@ def test_an_interrupted_benchmark_continues(run, tmp_path, capsys):
     assert [[r["seed"] for r in result["runs"]] for result in json.loads(out.read_text())] == [[2], [2]]
     assert run(*command, train=train) == 0
     assert asked[3:] == [("default", 3), ("fast", 3), ("default", 4), ("fast", 4)]
-    line = "| default | 1,000 | 2 | 3 | 99.430 ± 0.010 | 99.405 to 99.455 | 99.42 | 3 of 3 | 2 |"
+    line = "| default | 1,000 | 2 | 2.5 | 3 | 99.430 ± 0.010 | 99.405 to 99.455 | 99.42 | 3 of 3 | 2 |"
     assert line in capsys.readouterr().out
 
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from conftest import RunsCode, assert_refused, read_metrics, run, same
 
-from data import RandomAffine
+from data import RandomAffine, TrainLoader
 from experiment.checkpoint import FORMAT, Checkpoint
 from experiment.datasets import load_digits_28x28
 from experiment.errors import CheckpointError
-from experiment.history import Evaluation, History
+from experiment.history import Epoch, Evaluation, History
 from experiment.settings import Recipe, Settings
 from model import Net
 from train import make_optimizer, make_scheduler
@@ -24,12 +24,15 @@ def make_parts(seed):
     torch.manual_seed(seed)
     model = Net(**RECIPE.network).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, RECIPE)
-    return model, optimizer, make_scheduler(optimizer, RECIPE, steps=20)
+    loader = TrainLoader(torch.zeros(32, 1, 28, 28, dtype=torch.uint8), torch.arange(32) % 10, 32)
+    return model, optimizer, make_scheduler(optimizer, RECIPE, steps=20), loader
 
 
-def train_a_step(model, optimizer, scheduler):
-    images = RandomAffine(8, 0.1, 0.1, 4)(torch.rand(32, 1, 28, 28))
-    F.cross_entropy(model(images), torch.arange(32) % 10).backward()
+def train_a_step(model, optimizer, scheduler, loader):
+    images, (_, labels) = RandomAffine(8, 0.1, 0.1, 4)(torch.rand(32, 1, 28, 28)), next(iter(loader))
+    losses = F.cross_entropy(model(images), labels, reduction="none")
+    losses.mean().backward()
+    loader.record(losses.detach())
     optimizer.step()
     optimizer.zero_grad()
     scheduler.step()
@@ -37,7 +40,7 @@ def train_a_step(model, optimizer, scheduler):
 
 def test_restored_parts_train_on_to_the_same_bits(tmp_path):
     parts, others, history = make_parts(seed=0), make_parts(seed=1), History("test")
-    history.add(0.1, 2.0, 30.0, Evaluation(1.5, 4, 10), 0.5)
+    history.epochs.append(Epoch(1, 60, 0.1, 2.0, 30.0, Evaluation(1.5, 4, 10), 0.5))
     run = {"settings": Settings(RECIPE), "dataset": "digits", "sha256": "0", "history": history, "log_bytes": 7}
     train_a_step(*parts)
     Checkpoint.capture(*parts, **run).save(tmp_path / "last.pt")

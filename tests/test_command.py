@@ -199,8 +199,9 @@ STREAMS = {
 @pytest.mark.parametrize("kind", STREAMS)
 def test_whatever_the_streams_are_the_results_are_written(mnist_dir, tmp_path, monkeypatch, name, kind):
     out, data = tmp_path / "out ≥", ["--data-dir", str(mnist_dir)]
-    fake = {"seed": 0, "epochs": [{"test_accuracy": 99.0, "seconds": 1.0}], "final_test_accuracy": 99.0, "params": 10}
-    fake |= {"train_seconds": 1.0, "peak_memory_mb": None}
+    epoch = {"test_accuracy": 99.0, "seconds": 1.0, "images": 1}
+    fake = {"seed": 0, "epochs": [epoch], "final_test_accuracy": 99.0, "train_seconds": 1.0}
+    fake |= {"params": 10, "peak_memory_mb": None, "train_images": 1}
 
     def train_once(result, *_):
         return fake | {key: result[key] for key in ("sha256", "threads", "precision")}, 1.0

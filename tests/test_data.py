@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine as affine_one_by_one
 
-from data import Dataset, Loader, RandomAffine, Split, affine
+from data import Dataset, Loader, RandomAffine, Split, TrainLoader, affine
 
 
 def numbered(count):
@@ -16,10 +16,13 @@ def numbered(count):
 
 def test_shuffled_batches_give_every_image_once_in_a_new_order_each_epoch():
     torch.manual_seed(0)
-    loader, epochs = Loader(*numbered(103), 10, shuffle=True), []
+    loader, epochs = TrainLoader(*numbered(103), 10), []
     for _ in range(3):
-        batches = list(loader)
-        assert len(batches) == len(loader) == 11
+        batches, count = [], len(loader)
+        for images, labels in loader:
+            loader.record(torch.ones(len(labels)))
+            batches.append((images, labels))
+        assert len(batches) == count == 11
         for images, labels in batches:
             assert images.dtype == torch.float32 and images.shape == (len(labels), 1, 28, 28)
             torch.testing.assert_close(images[:, 0, 5, 5], labels / 255)
@@ -29,11 +32,60 @@ def test_shuffled_batches_give_every_image_once_in_a_new_order_each_epoch():
 
 
 def test_unshuffled_batches_keep_the_order_and_the_uneven_tail():
-    loader = Loader(*numbered(103), 50, shuffle=False)
+    loader = Loader(*numbered(103), 50)
     for _ in range(2):
         batches = [labels for _, labels in loader]
         assert [len(labels) for labels in batches] == [50, 50, 3]
         assert torch.equal(torch.cat(batches), torch.arange(103))
+
+
+def epoch_of(loader, loss):
+    """The labels of the images in an epoch, with `loss(labels)` recorded for each batch."""
+    batches = []
+    for _, labels in loader:
+        loader.record(loss(labels.float()))
+        batches.append(labels)
+    return torch.cat(batches)
+
+
+def test_later_epochs_are_the_hardest_images_and_some_at_random():
+    """Images 0 to 199, of which the first epoch shows 160; the higher the number, the harder."""
+    torch.manual_seed(0)
+    loader = TrainLoader(*numbered(200), 9, first_epoch=0.8, select=0.2)
+    steps, seen, selected = [len(loader)], epoch_of(loader, lambda labels: labels + 1.0), []
+    assert len(set(seen.tolist())) == len(seen) == 160
+    loader.losses = torch.where(loader.losses > 0, torch.arange(200) + 1.0, 0)
+    hardest = set(seen.sort().values[-28:].tolist())
+    for _ in range(3):
+        losses = loader.losses.clone()
+        steps.append(len(loader))
+        selected.append(epoch_of(loader, lambda labels, losses=losses: losses[labels.long()]).tolist())
+        assert len(set(selected[-1])) == len(selected[-1]) == 40 and hardest < set(selected[-1])
+        assert selected[-1] != sorted(selected[-1], reverse=True)
+        loader.losses = losses
+    others = [set(labels) - hardest for labels in selected]
+    assert others[0] != others[1] and any(label < 120 for label in others[0])
+    assert any(loader.losses[label] == 0 for labels in others for label in labels)  # never trained on before
+    assert steps == [18, 5, 5, 5] and sum(steps) == loader.steps(4)
+
+
+def test_losses_are_kept_relative_to_their_batch():
+    loader = TrainLoader(*numbered(20), 5)
+    epoch_of(loader, lambda labels: 100.0 / (1 + labels.sum()) * (1 + labels % 2))
+    for index in loader.losses.split(1):
+        assert 0.5 < index < 2
+    before = loader.losses.clone()
+    loader.index = torch.tensor([3, 7])
+    loader.record(torch.tensor([3.0, 1.0]))
+    before[3], before[7] = 1.5, 0.5
+    assert torch.equal(loader.losses, before)
+
+
+@pytest.mark.parametrize(("share", "count"), [(1e-9, 1), (0.1, 1), (0.11, 2), (1.0, 10)])
+def test_no_epoch_is_empty(share, count):
+    loader = TrainLoader(*numbered(10), 64, first_epoch=share, select=share)
+    for _ in range(3):
+        assert len(epoch_of(loader, torch.ones_like)) == count and len(loader) == 1
 
 
 def random_transforms(count):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,11 +10,17 @@ from experiment.errors import DivergedError
 from experiment.history import Epoch, Evaluation, History
 
 
+def training(lr, loss, accuracy):
+    """What the Progress of an epoch measured."""
+    return SimpleNamespace(count=60, lr=lr, loss=loss, accuracy=accuracy)
+
+
 def history_of(*correct, split="test", **rest):
     """A History of epochs with so many correct answers out of 200."""
     history = History(split, **rest)
     for number, hits in enumerate(correct, 1):
-        history.add(0.1 * number, 2.0 / number, 10.0 * number, Evaluation(1.0 / number, hits, 200), 1.00049 * number)
+        seen = training(0.1 * number, 2.0 / number, 10.0 * number)
+        history.add(seen, Evaluation(1.0 / number, hits, 200), 1.00049 * number)
     return history
 
 
@@ -41,7 +48,7 @@ def test_the_target_is_met_first_where_a_slow_search_meets_it_and_100_stops_no_r
     met = None
     for number, hits in enumerate(correct, 1):
         assert history.first_at(target) is None or history.first_at(target) == met
-        history.add(0.1, 1.0, 50.0, Evaluation(1.0, hits, 200), 1.0)
+        history.add(training(0.1, 1.0, 50.0), Evaluation(1.0, hits, 200), 1.0)
         if met is None and target is not None and 100 * hits / 200 >= target:
             met = number
         assert history.first_at(target) == met
@@ -78,6 +85,7 @@ def test_metrics_of_a_run_that_is_evaluated_on_the_test_set():
         "epochs": [
             {
                 "epoch": 1,
+                "images": 60,
                 "lr": 0.1,
                 "train_loss": 2.0,
                 "train_accuracy": 10.0,
@@ -87,6 +95,7 @@ def test_metrics_of_a_run_that_is_evaluated_on_the_test_set():
             },
             {
                 "epoch": 2,
+                "images": 60,
                 "lr": 0.2,
                 "train_loss": 1.0,
                 "train_accuracy": 20.0,
@@ -135,5 +144,5 @@ def test_a_history_comes_back_from_its_dict(correct, test):
 def test_a_loss_that_is_not_finite_is_refused_and_the_epochs_before_it_stay(loss):
     history = history_of(100, 180, split="holdout")
     with pytest.raises(DivergedError, match=rf"^the holdout loss is {loss} after epoch 3.*try a lower --lr"):
-        history.add(0.1, 1.0, 50.0, Evaluation(loss, 20, 200), 1.0)
+        history.add(training(0.1, 1.0, 50.0), Evaluation(loss, 20, 200), 1.0)
     assert history == history_of(100, 180, split="holdout")

@@ -86,15 +86,14 @@ def test_digits_need_no_folder():
 
 
 def test_recipes_are_the_default_but_for_what_they_are_named_for():
-    long = {"separable": True, "antialias": "both", "epochs": 20, "batch_size": 128, "dropout": 0.01}
+    long = {"separable": True, "antialias": "both", "margin": 0, "batch_size": 128, "weight_decay": 1e-4}
     long["augment_until"] = 0.9
-    fast = {"antialias": "second", "margin": 2, "epochs": 1, "dropout": 0.01, "weight_decay": 0.0}
-    fast |= {"augment_until": 0.6, "widths": (16, 16, 32, 24, 24)}
     changes = {
         "default": {},
-        "fast": fast,
-        "best": {**long, "widths": (16, 48, 64, 80, 64)},
-        "tiny": {**long, "widths": (8, 20, 24, 22, 22)},
+        "fast": {"first_epoch": 0.4, "select": 0.1},
+        "one-epoch": {"epochs": 1},
+        "best": {**long, "epochs": 25, "select": 1 / 3, "widths": (16, 48, 64, 80, 64)},
+        "tiny": {**long, "epochs": 153, "widths": (5, 12, 16, 16, 14)},
     }
     assert {name: replace(Recipe(name=name), **changed) for name, changed in changes.items()} == RECIPES
     assert Settings() == Settings(RECIPES["default"]) and Settings().target == 99.4

@@ -76,7 +76,7 @@ def test_evaluate_counts_as_a_slow_loop_does():
     images, labels = torch.randint(256, (53, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (53,))
     model = Net()
     model(images)  # in training mode: BatchNorm has seen images
-    evaluation = train.evaluate(model, Loader(images, labels, 20, shuffle=False), "fp32")
+    evaluation = train.evaluate(model, Loader(images, labels, 20), "fp32")
     losses, hits = [], []
     for image, label in zip(images, labels):
         features = (image[None] / 255 - MEAN) / STD
@@ -93,7 +93,7 @@ def test_evaluate_counts_as_a_slow_loop_does():
 def test_a_run_trains_on_every_image_in_a_new_order_and_evaluates_in_order(tmp_path, on_forward):
     passes = []
     on_forward(lambda net, images, logits: passes.append((net.training, images)))
-    assert run(*ARGS, "--epochs", 2, "--augment-until", 0, "--out", tmp_path / "run") == 0
+    assert run(*ARGS, "--epochs", 2, "--select", 1, "--augment-until", 0, "--margin", 0, "--out", tmp_path / "run") == 0
     epoch = [True] * STEPS + [False]
     assert [training for training, _ in passes] == epoch + epoch
     digits = load_digits_28x28()
@@ -120,7 +120,10 @@ def test_only_the_first_part_of_a_run_is_augmented_and_no_evaluation(tmp_path, o
             plain.append(whole)
 
     on_forward(look)
-    assert run(*ARGS, "--epochs", 3, "--augment-until", until, "--margin", 2, "--out", tmp_path / "run") == 0
+    assert (
+        run(*ARGS, "--epochs", 3, "--select", 1, "--augment-until", until, "--margin", 2, "--out", tmp_path / "run")
+        == 0
+    )
     assert plain == [False] * augmented + [True] * (3 * STEPS - augmented)
 
 
@@ -197,7 +200,7 @@ def test_held_out_images_choose_the_epoch_and_the_test_set_is_seen_once_by_its_w
     history, metrics = histories[-1], read_metrics(tmp_path / "run")
     assert history.best.number == 1 and metrics["best_holdout_accuracy"] == 10
     best, last = (Checkpoint.load(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
-    test = Loader(*load_data(best.settings).test, 1000, shuffle=False)
+    test = Loader(*load_data(best.settings).test, 1000)
     by_best, by_last = (train.evaluate(checkpoint.net(), test, "fp32") for checkpoint in (best, last))
     assert history.test.loss == pytest.approx(by_best.loss, rel=1e-5) and history.test.correct == by_best.correct
     assert abs(by_last.loss - by_best.loss) > 1e-3 * by_best.loss
@@ -223,7 +226,7 @@ def test_a_full_run_as_a_user_sees_it(tmp_path):
     lines = re.findall(
         r"^Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/360 \((\d+\.\d\d)%\)$", result.stdout, re.M
     )
-    assert len(lines) == len(re.findall(r"^Epoch \d/2: Train loss: ", result.stdout, re.M)) == 2
+    assert len(lines) == len(re.findall(r"^Epoch \d/2: \d+ images, Train loss: ", result.stdout, re.M)) == 2
     checkpoint, metrics = Checkpoint.load(folder / "last.pt"), read_metrics(folder)
     parameters = sum(parameter.numel() for parameter in checkpoint.net().parameters())
     for line in (
@@ -245,14 +248,14 @@ def test_a_full_run_as_a_user_sees_it(tmp_path):
     assert sum(epoch["seconds"] for epoch in metrics["epochs"]) == pytest.approx(metrics["train_seconds"])
     assert 0 < metrics["train_seconds"] < metrics["total_seconds"]
 
-    evaluation = train.evaluate(checkpoint.net(), Loader(*load_digits_28x28().test, 1000, shuffle=False), "fp32")
+    evaluation = train.evaluate(checkpoint.net(), Loader(*load_digits_28x28().test, 1000), "fp32")
     assert evaluation.accuracy == metrics["final_test_accuracy"]
     assert evaluation.loss == pytest.approx(float(lines[-1][0]), abs=1e-4)
 
 
 def test_train_is_a_function_that_returns_the_history(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe, lengths = replace(DEFAULT, widths=(4,) * 5, batch_size=96, epochs=2), []
+    recipe, lengths = replace(DEFAULT, widths=(4,) * 5, batch_size=96, epochs=2, select=1.0), []
     settings = Settings(recipe, target=None, dataset="digits", threads=1, device="cpu", precision="fp32")
     history = train.train(settings, on_epoch=lambda history: lengths.append(len(history.epochs)))
     of_steps = list(rates(recipe, 30))
@@ -280,7 +283,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_keeps_the_epochs_before_it(
 ):
     epochs = []
     on_forward(lambda net, images, logits: logits * math.nan if (net.training, len(epochs)) == (training, 2) else None)
-    assert run(*ARGS, "--epochs", 9, "--out", tmp_path / "run", on_epoch=lambda _: epochs.append(1)) == 2
+    assert run(*ARGS, "--epochs", 9, "--select", 1, "--out", tmp_path / "run", on_epoch=lambda _: epochs.append(1)) == 2
     assert_one_line(capsys.readouterr(), expected, "try a lower --lr")
     last_line = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
     assert last_line.startswith(f"Stopped: {expected}") and last_line.endswith("epochs finished: 2")
