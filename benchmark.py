@@ -37,7 +37,7 @@ from experiment.settings import RECIPES, Settings
 
 HERE = Path(__file__).parent
 NAMES = ", ".join([*RECIPES, *PUBLISHED])
-SAME = ("recipe", "config", "dataset", "sha256", "device", "threads", "machine", "versions")  # in one file
+SAME = ("recipe", "config", "dataset", "sha256", "device", "machine", "versions")  # in one file
 
 
 def new_result(name, dataset, threads):
@@ -85,12 +85,12 @@ def train_once(result, seed, data_dir=None):
         os.close(own_end)
 
 
-def open_results(path, new, seeds):
-    """Load the results to continue, or return `new` if the file does not exist; FileError if they do not match."""
+def open_results(path, new, seeds, same=SAME):
+    """Load the results to continue, or return `new` if there are none; FileError if they are not the `same`."""
     if not path.exists():
         return new
     old = read_results(path)
-    for name in SAME:
+    for name in same:
         found, expected = ([result.get(name) for result in results] for results in (old, new))
         if found != expected:
             raise FileError(
@@ -113,7 +113,7 @@ def run_benchmark(args, train=train_once):
     held = lock(out)
     try:
         new = [new_result(name, dataset, args.threads) for name in dict.fromkeys(args.recipes)]
-        results = open_results(out, new, seeds)
+        results = open_results(out, new, seeds, (*SAME, *(["threads"] if args.threads else [])))
         missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
         for seed, result in tqdm(missing, unit="run", disable=not on_terminal()):
             metrics, process_seconds = train(result, seed, args.data_dir)

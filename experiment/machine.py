@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+import psutil
 import torch
 
 from experiment.errors import SettingError
@@ -17,17 +18,25 @@ from model import Net
 
 def resolve(settings):
     """`settings` with every "auto" and None replaced by what it means on this machine; a no-op the second time."""
-    device, threads = choose_device(settings.device), settings.threads or usable_cpus()
+    device, recipe = choose_device(settings.device), settings.recipe
+    threads = settings.threads or usable_cpus()
     torch.set_num_threads(threads)  # their number decides how sums are rounded
-    precision = choose_precision(device, settings.recipe) if settings.precision == "auto" else settings.precision
+    precision = choose_precision(device, recipe) if settings.precision == "auto" else settings.precision
     return replace(settings, device=device, threads=threads, precision=precision)
 
 
 def usable_cpus():
-    """CPUs that this process may use: its affinity, its cgroup's quota and OMP_NUM_THREADS, not all of the machine."""
+    """CPUs that this process may use: its affinity, its cgroup's quota, OMP_NUM_THREADS; not those kept busy by others.
+
+    At least 1. Threads that wait for one without a CPU make training many times slower.
+    """
     from joblib import cpu_count  # imported late, because that takes a quarter of a second
 
-    return min(cpu_count(), torch.get_num_threads())
+    allowed = min(cpu_count(), torch.get_num_threads())
+    if allowed == 1:
+        return 1
+    percent = psutil.cpu_percent(interval=0.2, percpu=True)
+    return max(1, min(allowed, len(percent) - round(sum(percent) / 100)))
 
 
 def choose_device(requested):
@@ -43,7 +52,7 @@ def choose_device(requested):
 
 
 def choose_precision(device, recipe, clock=time.perf_counter):
-    """ "bf16" on a CPU if it clearly speeds up training steps of `recipe`, else "fp32"."""
+    """ "bf16" on a CPU if it clearly speeds up training, else "fp32"."""
     if device != "cpu":
         return "fp32"
     model = Net(**recipe.network).to(memory_format=torch.channels_last)
@@ -56,7 +65,7 @@ def choose_precision(device, recipe, clock=time.perf_counter):
         logits.float().sum().backward()
         return clock() - start
 
-    # Alternate, and take the median ratio: neither a busy machine nor a slow first step decides.
+    # In turn, and the median ratio: neither a moment's load nor a slow first step decides.
     ratio = median(seconds(bf16=True) / seconds(bf16=False) for _ in range(9))
     # The margin keeps the choice, and with it the figures of a seed, the same from run to run.
     return "bf16" if ratio < 0.8 else "fp32"

@@ -131,7 +131,7 @@ class Settings(Checked):
         optional=True,
     )
     threads: int | None = setting(
-        None, "CPU threads (default: the CPUs that this process may use)", 1, 1024, kind=int, optional=True
+        None, "CPU threads (default: the CPUs that are free for this process)", 1, 1024, kind=int, optional=True
     )
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = setting("auto", "auto: bf16 on a CPU if clearly faster", choices=("auto", "fp32", "bf16"))

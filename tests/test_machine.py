@@ -66,10 +66,22 @@ def test_resolve_takes_what_is_asked_for():
     assert resolve(settings) == settings and torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("allowed", "of_torch", "expected"), [(4, 2, 2), (1, 8, 1), (3, 3, 3)])
-def test_threads_are_those_that_both_the_quota_and_openmp_allow(monkeypatch, allowed, of_torch, expected):
+@pytest.mark.parametrize(
+    ("allowed", "of_torch", "load", "expected"),
+    [
+        (4, 2, [0] * 8, 2),
+        (1, 8, [0] * 8, 1),
+        (3, 3, [0, 10, 5, 20], 3),
+        (2, 2, [100, 100], 1),
+        (2, 2, [50, 60], 1),  # one busy process that moves from CPU to CPU
+        (4, 4, [100, 100] + [0] * 6, 4),
+        (8, 8, [100, 90] + [0] * 6, 6),
+    ],
+)
+def test_threads_are_the_cpus_that_are_allowed_and_free(monkeypatch, allowed, of_torch, load, expected):
     monkeypatch.setattr("joblib.cpu_count", lambda: allowed)
     monkeypatch.setattr(torch, "get_num_threads", lambda: of_torch)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: load)
     assert usable_cpus() == expected
 
 
