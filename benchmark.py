@@ -37,7 +37,7 @@ from experiment.settings import RECIPES, Settings
 
 HERE = Path(__file__).parent
 NAMES = ", ".join([*RECIPES, *PUBLISHED])
-SAME = ("recipe", "config", "dataset", "sha256", "device", "machine", "versions")  # in one file
+SAME = ("recipe", "config", "dataset", "sha256", "device", "precision", "machine", "versions")  # in one file
 
 
 def new_result(name, dataset, threads):
@@ -45,7 +45,7 @@ def new_result(name, dataset, threads):
     if name in RECIPES:
         settings, config = resolve(Settings(RECIPES[name], threads=threads)), RECIPES[name].values
     else:
-        settings, config = resolve(Settings(threads=threads, precision="fp32")), PUBLISHED[name].config
+        settings, config = resolve(Settings(threads=threads)), PUBLISHED[name].config
     return {
         "recipe": name,
         "params": None,

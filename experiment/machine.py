@@ -1,4 +1,4 @@
-"""The machine: device, precision and threads of a run, resolved once; clock, memory, description."""
+"""The machine: device and threads of a run, resolved once; clock, memory, description."""
 
 import os
 import platform
@@ -7,22 +7,18 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
 import psutil
 import torch
 
 from experiment.errors import SettingError
-from model import Net
 
 
 def resolve(settings):
     """`settings` with every "auto" and None replaced by what it means on this machine; a no-op the second time."""
-    device, recipe = choose_device(settings.device), settings.recipe
-    threads = settings.threads or usable_cpus()
-    torch.set_num_threads(threads)  # their number decides how sums are rounded
-    precision = choose_precision(device, recipe) if settings.precision == "auto" else settings.precision
-    return replace(settings, device=device, threads=threads, precision=precision)
+    settings = replace(settings, device=choose_device(settings.device), threads=settings.threads or usable_cpus())
+    torch.set_num_threads(settings.threads)  # their number decides how sums are rounded
+    return settings
 
 
 def usable_cpus():
@@ -49,26 +45,6 @@ def choose_device(requested):
         here = f"torch {torch.__version__} finds only {', '.join(found)} here"
         raise SettingError(f"--device {requested}: {here}; use --device auto for a new run or --evaluate")
     return requested
-
-
-def choose_precision(device, recipe, clock=time.perf_counter):
-    """ "bf16" on a CPU if it clearly speeds up training, else "fp32"."""
-    if device != "cpu":
-        return "fp32"
-    model = Net(**recipe.network).to(memory_format=torch.channels_last)
-    images = torch.rand(min(recipe.batch_size, 1024), 1, 28, 28)
-
-    def seconds(bf16):
-        start = clock()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(images)
-        logits.float().sum().backward()
-        return clock() - start
-
-    # In turn, and the median ratio: neither a moment's load nor a slow first step decides.
-    ratio = median(seconds(bf16=True) / seconds(bf16=False) for _ in range(9))
-    # The margin keeps the choice, and with it the figures of a seed, the same from run to run.
-    return "bf16" if ratio < 0.8 else "fp32"
 
 
 def synchronized_time(device):

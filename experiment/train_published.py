@@ -94,7 +94,7 @@ def evaluate(model, split, device):
 def run(name, seed, data_dir, device, threads, out):
     """Train the published recipe `name` to its last epoch; write metrics.json after each as train.py does."""
     start, recipe = time.perf_counter(), PUBLISHED[name]
-    settings = resolve(Settings(seed=seed, device=device, threads=threads, precision="fp32"))
+    settings = resolve(Settings(seed=seed, device=device, threads=threads))
     dataset, device = load_mnist(data_dir), settings.device
     loader = make_loader(dataset.train, recipe)
     torch.manual_seed(seed)

@@ -17,8 +17,8 @@ from model import Net
 
 ROOT = Path(train.__file__).parent
 PYTHON = sys.orig_argv[0]  # as the user typed it
-DIGITS = ["--dataset", "digits", "--device", "cpu", "--precision", "fp32"]
-SMALL = ["--widths", "4", "4", "4", "4", "4", "--device", "cpu", "--precision", "fp32", "--target", "none"]
+DIGITS = ["--dataset", "digits", "--device", "cpu"]
+SMALL = ["--widths", "4", "4", "4", "4", "4", "--device", "cpu", "--target", "none"]
 RUN = ["--dataset", "digits", *SMALL, "--batch-size", "128", "--epochs", "8", "--margin", "2"]
 
 

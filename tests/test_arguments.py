@@ -140,7 +140,7 @@ def test_a_flag_that_contradicts_an_earlier_run_is_refused(argv, expected):
 def test_flags_that_repeat_an_earlier_run_are_welcome():
     argv = ["--recipe", "tiny", "--epochs", "8", "--lr", "0.5", "--separable", "--target", "none", "--seed", "3"]
     argv += ["--widths", "8", "20", "24", "22", "22", "--data-dir", "small", "--threads", "2", "--device", "cpu"]
-    for repeated in ({}, parse_args("", argv)[1], {"device": "auto", "precision": "auto"}):
+    for repeated in ({}, parse_args("", argv)[1], {"device": "auto"}):
         assert earlier_settings(RUN, repeated, may_change=()) == RUN
 
 

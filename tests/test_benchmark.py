@@ -81,7 +81,7 @@ def test_runs_that_are_not_alike_are_refused_before_training(run, mnist_dir, tmp
     ]:
         assert run(*argv, "--out", out, train=pytest.fail) == 2
         assert expected in capsys.readouterr().err and out.read_text() == before
-    for name in ("config", "machine", "versions", "dataset", "device"):
+    for name in ("config", "machine", "versions", "dataset", "device", "precision"):
         out.write_text(json.dumps([{**results[0], name: "other"}]))
         assert run("net-9720", "--runs", 2, "--out", out, train=pytest.fail) == 2
         assert f"a different {name}: found ['other'], expected" in capsys.readouterr().err
@@ -91,15 +91,15 @@ def test_runs_that_are_not_alike_are_refused_before_training(run, mnist_dir, tmp
     assert "a different sha256" in capsys.readouterr().err and out.read_text() == before
 
 
-def test_a_file_keeps_the_threads_and_the_precision_of_its_first_run(run, tmp_path):
-    """The choice is measured, and might be another one the next time."""
+def test_a_file_keeps_the_threads_of_its_first_run(run, tmp_path):
+    """The load of the machine decides them, and might be another one the next time."""
     out = tmp_path / "results.json"
     assert run("fast", "--runs", 1, "--out", out) == 0
     [result] = json.loads(out.read_text())
-    out.write_text(json.dumps([{**result, "threads": 7, "precision": "bf16"}]))
+    out.write_text(json.dumps([{**result, "threads": 7}]))
     assert run("fast", "--runs", 2, "--out", out) == 0
     runs = json.loads(out.read_text())[0]["runs"]
-    assert [(r["threads"], r["precision"]) for r in runs] == [(1, result["precision"]), (7, "bf16")]
+    assert [run["threads"] for run in runs] == [1, 7]
 
 
 def test_a_file_belongs_to_one_benchmark_at_a_time(run, tmp_path, capsys):

@@ -22,7 +22,7 @@ from experiment.settings import RECIPES
 
 RECORDED = Path(__file__).with_name("bit_identity.json")
 ARGS = ["--dataset", "digits", "--batch-size", "96", "--epochs", "3", "--lr", "0.1", "--seed", "11"]
-ARGS += ["--device", "cpu", "--precision", "fp32", "--target", "none"]
+ARGS += ["--device", "cpu", "--target", "none"]
 
 
 def sha256(tensors):

@@ -1,40 +1,17 @@
-"""Device, precision and threads: what is asked for, or what this machine has."""
+"""Device and threads: what is asked for, or what this machine has."""
 
 import os
 import platform
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from conftest import DIGITS, ROOT, assert_refused
 
 from experiment.errors import SettingError
-from experiment.machine import choose_device, choose_precision, describe_machine, peak_memory_mb, resolve, usable_cpus
+from experiment.machine import choose_device, describe_machine, peak_memory_mb, resolve, usable_cpus
 from experiment.settings import RECIPES, Settings
-
-
-@pytest.mark.parametrize(
-    ("bf16", "first", "expected"),
-    [(0.5, 1, "bf16"), (0.75, 1, "bf16"), (0.9, 1, "fp32"), (5, 1, "fp32"), (0.5, 20, "bf16"), (0.9, 1 / 20, "fp32")],
-)
-def test_precision_is_bf16_only_where_it_is_much_faster(on_forward, bf16, first, expected):
-    """On a clock that goes on by 1 s with each step in fp32, by `bf16` with one in bf16; the first is out of line."""
-    steps = []
-
-    def step(net, images, logits):
-        assert net.training and images.shape[1:] == (1, 28, 28) and len(images) <= 1024
-        steps.append((bf16 if logits.dtype == torch.bfloat16 else 1) * (1 if steps else first))
-
-    on_forward(step)
-    recipe = replace(RECIPES["fast"], batch_size=64 if first == 1 else 5000)
-    assert choose_precision("cpu", recipe, clock=lambda: sum(steps)) == expected
-
-
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_precision_is_measured_on_a_cpu_only(device):
-    assert choose_precision(device, RECIPES["default"], clock=None) == "fp32"
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
@@ -54,10 +31,10 @@ def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
 def test_resolve_replaces_what_is_open_and_a_second_time_nothing():
     settings = Settings(RECIPES["tiny"], seed=3, dataset="digits", holdout=20)
     once = resolve(settings)
-    assert once.device == choose_device("auto") and once.precision in ("fp32", "bf16")
+    assert once.device == choose_device("auto")
     assert once.threads == torch.get_num_threads() == 1  # as the tests have it
     changed = {name for name, value in vars(once).items() if value != getattr(settings, name)}
-    assert changed == {"device", "precision", "threads"}
+    assert changed == {"device", "threads"}
     assert resolve(once) == once
 
 

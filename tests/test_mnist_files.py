@@ -16,7 +16,7 @@ from conftest import assert_refused
 from experiment.errors import DataError, DownloadError, FileError
 from experiment.mnist_files import FILES, MIRRORS, checksum, data_name, download, find_files, read_files
 
-CPU = ["--device", "cpu", "--precision", "fp32"]
+CPU = ["--device", "cpu"]
 
 
 def contents(paths):

@@ -246,7 +246,7 @@ def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path
 def test_the_end_of_a_run_releases_its_lock(tmp_path, on_epoch):
     """Also if the program that trained keeps the folder's object, and the exception."""
     recipe = Recipe(widths=(4,) * 5, epochs=1, batch_size=479)
-    settings = Settings(recipe, dataset="digits", device="cpu", precision="fp32")
+    settings = Settings(recipe, dataset="digits", device="cpu")
     folder = RunFolder(tmp_path / "run")
     with contextlib.suppress(KeyboardInterrupt):
         train.train(settings, folder, on_epoch)

@@ -256,7 +256,7 @@ def test_a_full_run_as_a_user_sees_it(tmp_path):
 def test_train_is_a_function_that_returns_the_history(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe, lengths = replace(DEFAULT, widths=(4,) * 5, batch_size=96, epochs=2, select=1.0), []
-    settings = Settings(recipe, target=None, dataset="digits", threads=1, device="cpu", precision="fp32")
+    settings = Settings(recipe, target=None, dataset="digits", threads=1, device="cpu")
     history = train.train(settings, on_epoch=lambda history: lengths.append(len(history.epochs)))
     of_steps = list(rates(recipe, 30))
     assert [epoch.lr for epoch in history.epochs] == [of_steps[14], of_steps[29]]  # of the last step
