@@ -57,39 +57,45 @@ class Loader:
 class TrainLoader(Loader):
     """Shuffled batches of the images that an epoch trains on; iterate once per epoch.
 
-    The first epoch takes a random share `first_epoch` of the images. Each later one takes a share `select`: 30% of it
-    at random, the rest are the images with the highest loss when they were last trained on, which `record` collects
-    (online batch selection, arXiv:1511.06343). Random numbers are from torch's default generator.
+    The first epoch takes a random share `first_share` of the images, each later one a share `later_share`: 30% of it
+    at random, the rest are the hardest images. An image's hardness is its loss when it was last trained on, divided by
+    the mean loss of that batch (after online batch selection, arXiv:1511.06343). The loop must `record` the losses of
+    every batch. Random numbers are from torch's default generator.
     """
 
-    def __init__(self, images, labels, batch_size, first_epoch=1.0, select=1.0):
+    def __init__(self, images, labels, batch_size, first_share=1.0, later_share=1.0):
         super().__init__(images, labels, batch_size)
-        self.first, self.later = (math.ceil(share * len(labels)) for share in (first_epoch, select))
-        self.losses = None  # (N,), 0 where an image was never trained on; None before the first epoch
+        self.first_count, self.later_count = (math.ceil(share * len(labels)) for share in (first_share, later_share))
+        self.hardness = None  # (N,), 0 for an image that was never trained on; None before the first batch
 
     def __len__(self):
         """Batches in the coming epoch."""
-        return math.ceil((self.first if self.losses is None else self.later) / self.batch_size)
+        return self.batches(self.first_count if self.hardness is None else self.later_count)
 
     def steps(self, epochs):
         """Batches in a run of `epochs`."""
-        return math.ceil(self.first / self.batch_size) + (epochs - 1) * math.ceil(self.later / self.batch_size)
+        return self.batches(self.first_count) + (epochs - 1) * self.batches(self.later_count)
+
+    def batches(self, count):
+        return math.ceil(count / self.batch_size)
 
     def order(self):
         order = torch.randperm(len(self.labels), device=self.labels.device)
-        if self.losses is None:
-            self.losses = torch.zeros(len(order), device=order.device)
-            return order[: self.first]
-        if self.later == len(order):
+        if self.hardness is None:
+            return order[: self.first_count]
+        if self.later_count == len(order):
             return order
-        ranked = self.losses.clone()
-        ranked[order[: round(0.3 * self.later)]] = math.inf
-        hardest = ranked.argsort(descending=True, stable=True)[: self.later]
-        return hardest[torch.randperm(self.later, device=order.device)]
+        ranked = self.hardness[order]
+        ranked[: round(0.3 * self.later_count)] = math.inf
+        selected = order[ranked.argsort(descending=True, stable=True)[: self.later_count]]
+        return selected[torch.randperm(self.later_count, device=order.device)]
 
     def record(self, losses):
-        """Keep the losses (B,) of the latest batch, relative to their mean, since all fall while the net learns."""
-        self.losses[self.index] = losses / losses.mean()
+        """Update the hardness of the latest batch from its losses (B,)."""
+        if self.hardness is None:
+            self.hardness = torch.zeros(len(self.labels), device=losses.device)
+        losses = losses.detach()
+        self.hardness[self.index] = losses / losses.mean().clamp_min(1e-12)
 
 
 class RandomAffine:
@@ -130,8 +136,8 @@ def affine(images, angle, translate, scale, shear, margin=0):
     kept = side - 2 * margin
     dx, dy = translate * (-2 / side)
     matrices = torch.stack([xx, xy, xx * dx + xy * dy, yx, yy, yx * dx + yy * dy], dim=1)  # (N, 6)
-    steps = (torch.arange(margin, side - margin, device=images.device) * 2 + 1) / side - 1
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    centres = (torch.arange(margin, side - margin, device=images.device) * 2 + 1) / side - 1  # of pixels, in -1..1
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
     coordinates = torch.stack([x, y, torch.ones_like(x)]).flatten(1)  # (3, kept * kept)
     # One matrix product for the whole batch; affine_grid does one per image, many times slower on a CPU.
     grid = (matrices.view(-1, 3) @ coordinates).view(-1, 2, kept, kept).permute(0, 2, 3, 1)

@@ -8,15 +8,12 @@ from torch import nn
 
 SIDE = 28
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, scaled to 0..1
-ANTIALIAS = {
-    "none": (False, False),
-    "second": (False, True),
-    "both": (True, True),
-}  # whether (first, second) pooling is antialiased
+# Whether the first and the second pooling are antialiased.
+ANTIALIAS = {"none": (False, False), "second": (False, True), "both": (True, True)}
 
 
 def pooling(antialias):
-    """Modules that halve height and width: 2x2 max pooling, or the average of 2x2 overlapping 3x3 maxima.
+    """Modules that halve height and width: 2x2 max pooling; antialiased, 3x3 maxima around each pixel, averaged by 2x2.
 
     The latter changes less when a digit moves by one pixel (Making Convolutional Networks Shift-Invariant Again,
     arXiv:1904.11486).
@@ -53,7 +50,8 @@ class Net(nn.Module):
         antialias: which of the two poolings are antialiased, a key of ANTIALIAS.
         margin: pixels to crop from each side of the images; MNIST's digits lie in the middle.
 
-    Input: images (N, 1, 28, 28), float in 0..1 or uint8 in 0..255. Output: float logits (N, 10), not probabilities.
+    Input: images (N, 1, 28, 28), whole or already cropped by `margin`; float in 0..1 or uint8 in 0..255.
+    Output: float logits (N, 10), not probabilities.
     """
 
     def __init__(self, widths=(16, 16, 32, 24, 24), dropout=0.01, separable=False, antialias="second", margin=2):
@@ -63,16 +61,15 @@ class Net(nn.Module):
         self.side = SIDE - 2 * margin
         self.register_buffer("mean", torch.tensor(MEAN))
         self.register_buffer("std", torch.tensor(STD))
-        self.blocks = nn.Sequential(  # shapes without a margin
-            ConvBlock(1, c1, kernel_size=5, pool=first),  # (N, c1, 12, 12)
-            ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 12, 12)
-            ConvBlock(c2, c3, pool=second, separable=separable),  # (N, c3, 5, 5)
-            ConvBlock(c3, c4, padding=1, separable=separable),  # (N, c4, 5, 5)
-            ConvBlock(c4, c5, padding=1, separable=separable),  # (N, c5, 5, 5)
+        self.blocks = nn.Sequential(  # shapes with the default margin
+            ConvBlock(1, c1, kernel_size=5, pool=first),  # (N, c1, 10, 10)
+            ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 10, 10)
+            ConvBlock(c2, c3, pool=second, separable=separable),  # (N, c3, 4, 4)
+            ConvBlock(c3, c4, padding=1, separable=separable),  # (N, c4, 4, 4)
+            ConvBlock(c4, c5, padding=1, separable=separable),  # (N, c5, 4, 4)
         )
         self.gap = nn.AdaptiveAvgPool2d(1)  # (N, c5, 1, 1)
         self.dropout = nn.Dropout(dropout)
-        # After global pooling a 1x1 convolution would be equivalent; Linear states the intent.
         self.classifier = nn.Linear(c5, 10)
 
     def forward(self, images):

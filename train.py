@@ -1,7 +1,7 @@
 """Train a CNN with fewer than 20,000 parameters to 99.4% on MNIST.
 
-    python train.py                               until the test accuracy reaches 99.4%
-    python train.py --recipe best --target none   all 20 epochs, for the highest accuracy
+    python train.py                               until the test accuracy reaches 99.4%, or for all epochs
+    python train.py --recipe best --target none   all epochs, for the highest accuracy
     python train.py --dataset digits              offline, where MNIST is not available
     python train.py --resume runs/NAME            continue an interrupted run, bit for bit
     python train.py --evaluate runs/NAME/best.pt  test a checkpoint
@@ -37,15 +37,15 @@ EVAL_BATCH = 1000
 def train(settings, run=None, on_epoch=None):
     """Train according to `settings` until the target is met or the last epoch ends; returns the History.
 
-    Every epoch is evaluated on the held-out images, or without them on the test set, which then also selects best.pt
-    and stops the run. `run` is the RunFolder to write to, by default a new one under runs/; that of an earlier run is
-    resumed. `on_epoch(history)` is called after every epoch. From a notebook: `train(Settings(RECIPES["fast"]))`, both
-    from experiment.settings.
+    Every epoch is evaluated on the held-out images, or on the test set if none are held out; that accuracy selects
+    best.pt and stops the run. `run` is the RunFolder to write to, by default a new one under runs/; one opened with
+    `resume` continues its run. `on_epoch(history)` is called after every epoch. From a notebook:
+    `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
     """
     run, settings = run or RunFolder(), resolve(settings)
     recipe, device = settings.recipe, torch.device(settings.device)
     dataset = load_data(settings).to(device)
-    train_loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_epoch, recipe.select)
+    train_loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_share, recipe.later_share)
     eval_loader = Loader(*dataset.evaluation, EVAL_BATCH)
 
     torch.manual_seed(settings.seed)
@@ -85,7 +85,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, progress):
         losses = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="none")
         loss = losses.mean()
         loss.backward()
-        loader.record(losses.detach())
+        loader.record(losses)
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
@@ -121,7 +121,7 @@ def make_optimizer(model, recipe):
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    # The scheduler sets the rate of every step.
+    # The scheduler overwrites lr before the first step.
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=True)
 
 
@@ -131,7 +131,7 @@ def make_scheduler(optimizer, recipe, steps):
         optimizer,
         max_lr=recipe.lr,
         total_steps=steps,
-        pct_start=recipe.warmup if recipe.warmup * steps > 1 else 0.0,  # OneCycleLR can't rise in one step
+        pct_start=recipe.warmup if recipe.warmup * steps > 1 else 0.0,  # OneCycleLR cannot rise in one step
         anneal_strategy="linear",
         cycle_momentum=False,
     )

@@ -27,7 +27,7 @@ class Checkpoint:
     model: dict  # state_dict of model.Net(**settings.recipe.network)
     optimizer: dict
     scheduler: dict
-    losses: torch.Tensor | None  # of data.TrainLoader
+    hardness: torch.Tensor | None  # of the training images, as data.TrainLoader keeps it
     random: dict  # state of torch's default generator, by device
 
     @classmethod
@@ -38,13 +38,13 @@ class Checkpoint:
             random[device] = torch.get_device_module(device).get_rng_state()
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         states = {name: part.state_dict() for name, part in parts.items()}
-        return cls(random=random, losses=loader.losses, **states, **run)
+        return cls(random=random, hardness=loader.hardness, **states, **run)
 
     def restore(self, model, optimizer, scheduler, loader):
-        """Restore model, optimizer, scheduler, the loader's losses and the state of the random numbers."""
+        """Restore model, optimizer, scheduler, the hardness of the images and the state of the random numbers."""
         try:
-            if self.losses is not None:
-                loader.losses = torch.empty(len(loader.labels), device=loader.labels.device).copy_(self.losses)
+            if self.hardness is not None:
+                loader.hardness = self.hardness.to(loader.labels.device).view(len(loader.labels))
             model.load_state_dict(self.model)
             optimizer.load_state_dict(self.optimizer)
             scheduler.load_state_dict(self.scheduler)
@@ -93,6 +93,9 @@ class Checkpoint:
             expected = Net(**recipe.network).state_dict()
         if shapes(checkpoint.model) != shapes(expected) or not isinstance(checkpoint.log_bytes, int):
             raise CheckpointError("the weights do not match the settings")
+        hardness, begun = checkpoint.hardness, bool(checkpoint.history.epochs)
+        if (hardness is not None) != begun or (begun and not hardness.isfinite().all()):
+            raise CheckpointError("the hardness of the images is missing or wrong")
         return checkpoint
 
 

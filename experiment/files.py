@@ -54,15 +54,16 @@ def lock(path):
     """Lock a run's folder or a benchmark's file for this process, until released or until the process ends."""
     path = Path(path)
     file = path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock")
-    held = filelock.FileLock(file, fallback_to_soft=False)
+    is_new, held = not file.exists(), filelock.FileLock(file, fallback_to_soft=False)
     try:
         held.acquire(timeout=0)
     except filelock.Timeout as error:
         raise FileError(f"{path} is in use by another process; wait until it ends") from error
     except OSError as error:
+        if is_new:
+            with contextlib.suppress(OSError):
+                file.unlink()
         if error.errno not in NO_LOCKS:
             raise FileError(f"{path} cannot be written: {error.strerror or error}; restore its permissions") from error
         echo(f"Warning: {path} cannot be locked ({error.strerror}); do not use it from a second process")
-        with contextlib.suppress(OSError):
-            file.unlink()
     return held

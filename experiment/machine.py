@@ -13,25 +13,29 @@ import torch
 
 from experiment.errors import SettingError
 
+TORCH_THREADS = torch.get_num_threads()  # before any run sets their number
+
 
 def resolve(settings):
-    """`settings` with every "auto" and None replaced by what it means on this machine; a no-op the second time."""
+    """`settings` with device and threads decided for this machine, and torch set to that many threads."""
     settings = replace(settings, device=choose_device(settings.device), threads=settings.threads or usable_cpus())
     torch.set_num_threads(settings.threads)  # their number decides how sums are rounded
     return settings
 
 
 def usable_cpus():
-    """CPUs that this process may use: its affinity, its cgroup's quota, OMP_NUM_THREADS; not those kept busy by others.
+    """CPUs for this process: what affinity, cgroup quota and OMP_NUM_THREADS allow and others leave free; at least 1.
 
-    At least 1. Threads that wait for one without a CPU make training many times slower.
+    A thread without a free CPU holds up all the others: training is then many times slower.
     """
     from joblib import cpu_count  # imported late, because that takes a quarter of a second
 
-    allowed = min(cpu_count(), torch.get_num_threads())
+    allowed = min(cpu_count(), TORCH_THREADS)
     if allowed == 1:
         return 1
-    percent = psutil.cpu_percent(interval=0.2, percpu=True)
+    percent, process = psutil.cpu_percent(interval=0.2, percpu=True), psutil.Process()
+    if hasattr(process, "cpu_affinity"):  # not on macOS
+        percent = [percent[cpu] for cpu in process.cpu_affinity()]
     return max(1, min(allowed, len(percent) - round(sum(percent) / 100)))
 
 

@@ -54,7 +54,7 @@ class RunFolder:
     def start(self, settings, dataset, *parts):
         """Create the folder or restore the checkpoint's state; a context that yields the History of the run so far.
 
-        The run's state is taken from `parts`, its model, optimizer, scheduler and loader, whenever it is saved.
+        `parts`: model, optimizer, scheduler and training loader, captured in every checkpoint.
         """
         self.settings, self.dataset, self.parts = settings, dataset, parts
         if self.checkpoint:
@@ -83,23 +83,23 @@ class RunFolder:
 
     def restore(self):
         """Restore the state of `checkpoint`, and cut from the log what came after it."""
-        found, expected = self.dataset, self.checkpoint
-        if found.sha256 != expected.sha256:
+        found, checkpoint = self.dataset, self.checkpoint
+        if found.sha256 != checkpoint.sha256:
             raise CheckpointError(
                 f"--resume {self.path}: found other data ({found.name}, SHA-256 {found.sha256}), expected "
-                f"{expected.dataset} with {expected.sha256}; name its folder with --data-dir"
+                f"{checkpoint.dataset} with {checkpoint.sha256}; name its folder with --data-dir"
             )
-        self.history = self.checkpoint.history
+        self.history = checkpoint.history
         self.began -= self.history.total_seconds
-        self.checkpoint.restore(*self.parts)
+        checkpoint.restore(*self.parts)
         log = self.path / "log.txt"
         with writing(log, "restore its permissions"):
-            if log.exists() and log.stat().st_size > expected.log_bytes:
-                os.truncate(log, expected.log_bytes)
+            if log.exists() and log.stat().st_size > checkpoint.log_bytes:
+                os.truncate(log, checkpoint.log_bytes)
 
     def log_start(self):
         settings, data, epochs = self.settings, self.dataset, self.history.epochs
-        if epochs:
+        if epochs:  # last.pt was written before these lines, so restore has cut them
             self.log_epoch()
         else:
             held = f", {len(data.holdout.labels)} held-out" if data.holdout else ""
@@ -135,7 +135,7 @@ class RunFolder:
         return Checkpoint.load(self.path / "best.pt").model
 
     def finish(self):
-        """Write what follows the last epoch."""
+        """Log the summary, draw curves.png and write the final metrics.json."""
         history = self.history
         self.log(f"Parameters: {count_parameters(self.parts[0])}")
         for line in history.summary(self.settings.target):
@@ -197,8 +197,8 @@ class RunFolder:
 def create_folder(out, seed):
     """Create the folder of a run, `out` or a new one under runs/, with an empty log.txt: (path, its lock)."""
     folder, name = Path(out or "runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
-    if out and (held := [file for file in FILES if os.path.exists(folder / file)]):
-        raise FileError(f"--out {folder} already holds a run ({', '.join(held)}); choose another folder or remove it")
+    if out and (found := [file for file in FILES if os.path.exists(folder / file)]):
+        raise FileError(f"--out {folder} already holds a run ({', '.join(found)}); choose another folder or remove it")
     with writing(folder, "choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         if not out:
@@ -208,8 +208,7 @@ def create_folder(out, seed):
         try:
             return folder, lock(folder)
         except FileError:  # a refused start leaves nothing behind
-            for left in (log, folder / ".lock"):
-                left.unlink(missing_ok=True)
+            log.unlink()
             with contextlib.suppress(OSError):  # not empty: the user's own
                 folder.rmdir()
             raise
@@ -225,6 +224,6 @@ def make_new_folder(path):
 
 
 def how_to_resume(folder):
-    """The command that resumes the run in `folder` (quoted), by the interpreter and the path that started it."""
+    """The shell command that resumes the run in `folder`, already quoted, with this interpreter and script."""
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
     return f"{shlex.join([sys.orig_argv[0], script])} --resume {folder}"

@@ -36,6 +36,7 @@ def repeat(request):
 def one_thread(monkeypatch):
     """Small nets train faster on one thread, many times so beside other busy processes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
+    monkeypatch.setattr("experiment.machine.TORCH_THREADS", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

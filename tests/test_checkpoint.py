@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, which files are refused, and --evaluate."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -78,6 +79,8 @@ CHANGES = {  # of the content of a checkpoint, and what is then said of it
     "fewer weights": (lambda content: content["model"].pop("classifier.bias"), "weights"),
     "more weights": (lambda content: content["model"].update(more=torch.zeros(1)), "weights"),
     "double weights": (lambda content: content["model"].update(mean=torch.zeros(()).double()), "weights"),
+    "no hardness": (lambda content: content.update(hardness=None), "hardness"),
+    "hardness that is not finite": (lambda content: content["hardness"].fill_(math.nan), "hardness"),
     "huge net": (lambda content: content["settings"]["recipe"].update(widths=(10**9,) * 5), "--widths: found 10"),
     "wrong setting": (lambda content: content["settings"]["recipe"].update(lr=-1.0), "--lr: found -1.0"),
     "unknown setting": (lambda content: content["settings"].update(unknown=1), "unknown"),

@@ -51,39 +51,55 @@ def epoch_of(loader, loss):
 def test_later_epochs_are_the_hardest_images_and_some_at_random():
     """Images 0 to 199, of which the first epoch shows 160; the higher the number, the harder."""
     torch.manual_seed(0)
-    loader = TrainLoader(*numbered(200), 9, first_epoch=0.8, select=0.2)
+    loader = TrainLoader(*numbered(200), 9, first_share=0.8, later_share=0.2)
     steps, seen, selected = [len(loader)], epoch_of(loader, lambda labels: labels + 1.0), []
     assert len(set(seen.tolist())) == len(seen) == 160
-    loader.losses = torch.where(loader.losses > 0, torch.arange(200) + 1.0, 0)
+    loader.hardness = torch.where(loader.hardness > 0, torch.arange(200) + 1.0, 0)
     hardest = set(seen.sort().values[-28:].tolist())
     for _ in range(3):
-        losses = loader.losses.clone()
+        losses = loader.hardness.clone()
         steps.append(len(loader))
         selected.append(epoch_of(loader, lambda labels, losses=losses: losses[labels.long()]).tolist())
         assert len(set(selected[-1])) == len(selected[-1]) == 40 and hardest < set(selected[-1])
         assert selected[-1] != sorted(selected[-1], reverse=True)
-        loader.losses = losses
+        loader.hardness = losses
     others = [set(labels) - hardest for labels in selected]
     assert others[0] != others[1] and any(label < 120 for label in others[0])
-    assert any(loader.losses[label] == 0 for labels in others for label in labels)  # never trained on before
+    assert any(loader.hardness[label] == 0 for labels in others for label in labels)  # never trained on before
     assert steps == [18, 5, 5, 5] and sum(steps) == loader.steps(4)
 
 
 def test_losses_are_kept_relative_to_their_batch():
     loader = TrainLoader(*numbered(20), 5)
     epoch_of(loader, lambda labels: 100.0 / (1 + labels.sum()) * (1 + labels % 2))
-    for index in loader.losses.split(1):
+    for index in loader.hardness.split(1):
         assert 0.5 < index < 2
-    before = loader.losses.clone()
+    before = loader.hardness.clone()
     loader.index = torch.tensor([3, 7])
     loader.record(torch.tensor([3.0, 1.0]))
     before[3], before[7] = 1.5, 0.5
-    assert torch.equal(loader.losses, before)
+    assert torch.equal(loader.hardness, before)
+
+
+def test_equal_losses_give_images_at_random_and_losses_of_zero_the_easiest():
+    """A file may be sorted by class; in a batch of one image each loss is the mean."""
+    torch.manual_seed(0)
+    loader = TrainLoader(*numbered(200), 1, later_share=0.5)
+    epoch_of(loader, torch.ones_like)
+    selected = epoch_of(loader, torch.zeros_like)
+    assert 80 < selected.float().mean() < 120
+    assert loader.hardness.isfinite().all() and (loader.hardness[selected] == 0).all()
+
+
+def test_a_look_at_a_batch_changes_nothing():
+    loader = TrainLoader(*numbered(10), 5, later_share=0.5)
+    next(iter(loader))
+    assert len(loader) == 2 and len(epoch_of(loader, torch.ones_like)) == 10 and len(loader) == 1
 
 
 @pytest.mark.parametrize(("share", "count"), [(1e-9, 1), (0.1, 1), (0.11, 2), (1.0, 10)])
 def test_no_epoch_is_empty(share, count):
-    loader = TrainLoader(*numbered(10), 64, first_epoch=share, select=share)
+    loader = TrainLoader(*numbered(10), 64, first_share=share, later_share=share)
     for _ in range(3):
         assert len(epoch_of(loader, torch.ones_like)) == count and len(loader) == 1
 

@@ -57,7 +57,8 @@ def test_resolve_takes_what_is_asked_for():
 )
 def test_threads_are_the_cpus_that_are_allowed_and_free(monkeypatch, allowed, of_torch, load, expected):
     monkeypatch.setattr("joblib.cpu_count", lambda: allowed)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: of_torch)
+    monkeypatch.setattr("experiment.machine.TORCH_THREADS", of_torch)
+    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: list(range(len(load))), raising=False)
     monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: load)
     assert usable_cpus() == expected
 

@@ -90,9 +90,9 @@ def test_recipes_are_the_default_but_for_what_they_are_named_for():
     long["augment_until"] = 0.9
     changes = {
         "default": {},
-        "fast": {"first_epoch": 0.4, "select": 0.1},
+        "fast": {"first_share": 0.4, "later_share": 0.1},
         "one-epoch": {"epochs": 1},
-        "best": {**long, "epochs": 25, "select": 1 / 3, "widths": (16, 48, 64, 80, 64)},
+        "best": {**long, "epochs": 25, "later_share": 1 / 3, "widths": (16, 48, 64, 80, 64)},
         "tiny": {**long, "epochs": 153, "widths": (6, 13, 17, 17, 15)},
     }
     assert {name: replace(Recipe(name=name), **changed) for name, changed in changes.items()} == RECIPES
