@@ -28,7 +28,7 @@ from experiment.command import Parser, command, echo, path
 from experiment.datasets import load_mnist
 from experiment.errors import ExperimentError, FileError
 from experiment.files import lock, write_json, writing
-from experiment.machine import describe_machine, resolve
+from experiment.machine import describe_machine, resolve, usable_cpus
 from experiment.progress import on_terminal
 from experiment.published import PUBLISHED
 from experiment.report import table
@@ -68,13 +68,16 @@ def train_once(result, seed, data_dir=None):
     values = {**result, "seed": seed}
     module += [word for flag in flags for word in (f"--{flag}", str(values[flag]))]
     module += ["--data-dir", str(data_dir)] if data_dir else []
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))}
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     child_end, own_end = os.pipe()
     try:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-P", "-m", "experiment.child", *module, "--out", str(Path(folder, "run"))]
             start = time.perf_counter()
-            process = subprocess.run(command, stdin=child_end, capture_output=True, text=True, env=environment)
+            process = subprocess.run(
+                command, stdin=child_end, capture_output=True, encoding="utf-8", errors="replace", env=environment
+            )
             seconds = time.perf_counter() - start
             if process.returncode != 0:
                 reason = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()[-1]
@@ -112,7 +115,8 @@ def run_benchmark(args, train=train_once):
         out.parent.mkdir(parents=True, exist_ok=True)
     held = lock(out)
     try:
-        new = [new_result(name, dataset, args.threads) for name in dict.fromkeys(args.recipes)]
+        threads = args.threads or usable_cpus()
+        new = [new_result(name, dataset, threads) for name in dict.fromkeys(args.recipes)]
         results = open_results(out, new, seeds, (*SAME, *(["threads"] if args.threads else [])))
         missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
         for seed, result in tqdm(missing, unit="run", disable=not on_terminal()):

@@ -13,6 +13,9 @@ from experiment.errors import ExperimentError
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+PREVIOUS = {}  # handlers from before handle_signals
+
+
 def exit_at_once(number, frame):
     """Signal handler: end the process with a one-line message; used for a second signal and during imports."""
     with contextlib.suppress(OSError):
@@ -30,7 +33,13 @@ def handle_signals(handler):
     """Install `handler`; a signal that is ignored, such as SIGHUP under nohup, stays so."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+            PREVIOUS.setdefault(number, signal.signal(number, handler))
+
+
+def restore_signals():
+    """Install the handlers from before the first `handle_signals`."""
+    while PREVIOUS:
+        signal.signal(*PREVIOUS.popitem())
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,11 +74,11 @@ def echo(line, stream=None, end="\n"):
 
 
 def is_out_of_memory(error):
-    """Whether `error` means that memory is full: torch has a type for that on a GPU, but only a message on a CPU."""
+    """Whether `error` means that memory is full; torch has a type for that on CUDA, elsewhere only a message."""
     import torch
 
     full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return full or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return full or any(text in str(error) for text in ("out of memory", "DefaultCPUAllocator"))
 
 
 def command(function):
@@ -78,7 +87,7 @@ def command(function):
 
     @functools.wraps(function)
     def main(argv=None, **options):
-        is_script = signal.getsignal(signal.SIGTERM) is exit_at_once  # a notebook keeps its own handlers
+        is_script = any(signal.getsignal(number) is exit_at_once for number in SIGNALS)  # not if it is imported
         if is_script:
             handle_signals(interrupt)
         try:
@@ -95,7 +104,9 @@ def command(function):
             echo(f"{name}: interrupted", sys.stderr)
             return 128 + (error.args[0] if error.args else signal.SIGINT)
         finally:
-            if is_script:  # while Python and torch shut down
+            if is_script and (hasattr(sys, "ps1") or sys.flags.interactive):  # as in a notebook's %run
+                restore_signals()
+            elif is_script:  # while Python and torch shut down
                 handle_signals(exit_at_once)
         return 0
 

@@ -54,7 +54,7 @@ def lock(path):
     """Lock a run's folder or a benchmark's file for this process, until released or until the process ends."""
     path = Path(path)
     file = path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock")
-    is_new, held = not file.exists(), filelock.FileLock(file, fallback_to_soft=False)
+    is_new, held = not os.path.exists(file), filelock.FileLock(file, fallback_to_soft=False)
     try:
         held.acquire(timeout=0)
     except filelock.Timeout as error:

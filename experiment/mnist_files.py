@@ -35,9 +35,8 @@ def find_files(data_dir=None):
         raise DataError(f"--data-dir {folder} {what}; expected a directory with {', '.join(FILES)}")
     paths, missing = look_in(folder)
     if missing:
-        found = {path for place in PLACES for name in FILES if (path := find_file(folder / place, name))}
-        files = {path for place in PLACES for path in folder.glob(f"{place}/*") if path.is_file()}
-        names = sorted(path.name for path in files - found)
+        files = {path.name for place in PLACES for path in folder.glob(f"{place}/*") if os.path.isfile(path)}
+        names = sorted(files.difference(*map(variants, FILES)))
         alike = [f"; {n} looks like {m}: rename it" for m in missing for n in get_close_matches(m, names, 1)]
         raise DataError(
             f"--data-dir {folder} lacks {', '.join(missing)} "
@@ -59,9 +58,13 @@ def look_in(folder):
 
 
 def find_file(folder, name):
-    """Path of the file `name` in `folder`, plain or .gz, also as train-images.idx3-ubyte; None if there is none."""
-    names = (f"{stem}{suffix}" for stem in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz"))
-    return next((folder / name for name in names if os.path.isfile(folder / name)), None)
+    """Path of the file `name` in `folder`, under any of its variants; None if there is none."""
+    return next((folder / found for found in variants(name) if os.path.isfile(folder / found)), None)
+
+
+def variants(name):
+    """The names under which the file `name` is accepted."""
+    return [f"{stem}{suffix}" for stem in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz")]
 
 
 def download(folder, mirrors=MIRRORS, sha256=MNIST_SHA256, timeout=30):

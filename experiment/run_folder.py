@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -57,11 +58,15 @@ class RunFolder:
         `parts`: model, optimizer, scheduler and training loader, captured in every checkpoint.
         """
         self.settings, self.dataset, self.parts = settings, dataset, parts
-        if self.checkpoint:
-            self.restore()
-        else:
-            self.history = History("holdout" if dataset.holdout else "test")
-            self.path, self.lock = create_folder(self.out, settings.seed)
+        try:
+            if self.checkpoint:
+                self.restore()
+            else:
+                self.history = History("holdout" if dataset.holdout else "test")
+                self.path, self.lock = create_folder(self.out, settings.seed)
+        except BaseException:
+            self.close()
+            raise
         try:
             if not self.checkpoint:
                 self.save_checkpoint("last.pt")
@@ -73,8 +78,8 @@ class RunFolder:
             raise
         except (ExperimentError, KeyboardInterrupt) as error:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
-            folder, begun = shlex.quote(str(self.path)), (self.path / "last.pt").exists()
-            how = f"to resume: {how_to_resume(folder)}" if begun else f"remove {folder} and start again"
+            begun = (self.path / "last.pt").exists()
+            how = f"to resume: {how_to_resume(self.path)}" if begun else f"remove {self.path} and start again"
             with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
                 self.log(f"{what}; {how}")
             raise
@@ -224,6 +229,7 @@ def make_new_folder(path):
 
 
 def how_to_resume(folder):
-    """The shell command that resumes the run in `folder`, already quoted, with this interpreter and script."""
+    """The shell command that resumes the run in `folder`, with this interpreter and script."""
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
-    return f"{shlex.join([sys.orig_argv[0], script])} --resume {folder}"
+    words = [sys.orig_argv[0], script, "--resume", str(folder)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

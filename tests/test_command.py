@@ -93,7 +93,9 @@ COMMANDS = {
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_while_torch_is_imported(tmp_path, name, number, code):
     """By then the environment says how long OpenMP's threads spin."""
-    (tmp_path / "torch.py").write_text("import os\nprint(os.environ['GOMP_SPINCOUNT'], flush=True)\ninput()\n")
+    (tmp_path / "torch.py").write_text(
+        "import os\nprint(os.environ['GOMP_SPINCOUNT'], flush=True)\nwhile True:\n    pass\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "GOMP_SPINCOUNT": "7"}
     if name == "train.py":
         del environment["GOMP_SPINCOUNT"]
@@ -116,6 +118,22 @@ print("goes on")
 """
     with start("-c", script) as process:
         assert process.communicate(timeout=60) == ("goes on\n", "")
+
+
+@signals
+def test_a_script_that_ends_in_an_interactive_python_leaves_its_handlers_as_they_were():
+    """As `python -i` and a notebook's %run do."""
+    after = "import signal; print([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])"
+    script = f"""
+import runpy, sys
+sys.ps1, sys.argv = "", ["train.py", "--help"]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit:
+    {after}
+"""
+    with start("-c", script) as process, start("-c", after) as untouched:
+        assert process.communicate(timeout=60)[0].endswith(untouched.communicate(timeout=60)[0])
 
 
 def test_a_program_that_imports_train_keeps_its_own_handlers():
@@ -262,6 +280,8 @@ def main_that_raises(error):
         (MemoryError(), 2, "error: out of memory; try a smaller --batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: out of memory"),
+        (torch.AcceleratorError("CUDA error: out of memory"), 2, "error: out of memory"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 2, "error: out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (KeyboardInterrupt(signal.SIGTERM), 143, "interrupted"),
     ],

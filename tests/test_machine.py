@@ -43,22 +43,34 @@ def test_resolve_takes_what_is_asked_for():
     assert resolve(settings) == settings and torch.get_num_threads() == 2
 
 
+def test_one_run_does_not_bind_the_next(monkeypatch):
+    monkeypatch.setattr("experiment.machine.TORCH_THREADS", 4)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 4)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: [0] * 4)
+    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: [0, 1, 2, 3], raising=False)
+    assert [resolve(Settings(threads=threads)).threads for threads in (None, 1, None)] == [4, 1, 4]
+
+
 @pytest.mark.parametrize(
-    ("allowed", "of_torch", "load", "expected"),
+    ("allowed", "of_torch", "load", "affinity", "expected"),
     [
-        (4, 2, [0] * 8, 2),
-        (1, 8, [0] * 8, 1),
-        (3, 3, [0, 10, 5, 20], 3),
-        (2, 2, [100, 100], 1),
-        (2, 2, [50, 60], 1),  # one busy process that moves from CPU to CPU
-        (4, 4, [100, 100] + [0] * 6, 4),
-        (8, 8, [100, 90] + [0] * 6, 6),
+        (4, 2, [0] * 8, None, 2),
+        (1, 8, [0] * 8, None, 1),
+        (3, 3, [0, 10, 5, 20], None, 3),
+        (2, 2, [100, 100], None, 1),
+        (2, 2, [50, 60], None, 1),  # one busy process that moves from CPU to CPU
+        (4, 4, [100, 100] + [0] * 6, None, 4),
+        (8, 8, [100, 90] + [0] * 6, None, 6),
+        (2, 2, [0, 0, 100, 100], [2, 3], 1),
+        (2, 2, [0, 0], [6, 7], 2),  # a container that numbers its CPUs anew
     ],
 )
-def test_threads_are_the_cpus_that_are_allowed_and_free(monkeypatch, allowed, of_torch, load, expected):
+def test_threads_are_the_cpus_that_are_allowed_and_free(monkeypatch, allowed, of_torch, load, affinity, expected):
     monkeypatch.setattr("joblib.cpu_count", lambda: allowed)
     monkeypatch.setattr("experiment.machine.TORCH_THREADS", of_torch)
-    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: list(range(len(load))), raising=False)
+    monkeypatch.setattr(
+        "psutil.Process.cpu_affinity", lambda process: affinity or list(range(len(load))), raising=False
+    )
     monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: load)
     assert usable_cpus() == expected
 

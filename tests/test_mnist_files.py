@@ -68,6 +68,7 @@ def test_a_data_dir_that_is_not_there_or_a_file_or_incomplete_is_refused(mnist_d
     assert_refused(capsys, [*CPU, "--data-dir", mnist_dir], f"lacks {FILES[1]}, {FILES[2]} ", "put them there")
     (mnist_dir / "t10k-images-idx3-ubyte (1)").touch()
     (mnist_dir / "notes.txt").touch()
+    (mnist_dir / f"{FILES[0]}.gz").touch()  # beside the unpacked one
     expected = f"lacks {FILES[1]}, {FILES[2]} ", f"; t10k-images-idx3-ubyte (1) looks like {FILES[2]}: rename it"
     assert_refused(capsys, [*CPU, "--data-dir", mnist_dir], *expected)
 

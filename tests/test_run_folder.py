@@ -176,7 +176,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_started_anew(tmp_path, 
     folder = tmp_path / "a run"
     monkeypatch.setattr(os, "replace", interrupted)
     assert run(*RUN, "--out", folder) == 130
-    assert f"Interrupted; remove '{folder}' and start again" in capsys.readouterr().out
+    assert f"Interrupted; remove {folder} and start again" in capsys.readouterr().out
     assert_refused(capsys, ["--resume", folder], "a run that ended before its first checkpoint must be restarted")
 
 
