@@ -65,7 +65,7 @@ def test_help_names_every_setting_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for f in (f for cls in (Recipe, Settings) for f in fields(cls) if "limits" in f.metadata):
         assert flag(f.name) in text and f.metadata["limits"].help in text
-    for default in ("16 16 32 24 24", "1.0", "0.125", "False", "99.4", "mnist", "auto"):
+    for default in ("16 16 32 24 24", "1.0", "0.15", "False", "99.4", "mnist", "auto"):
         assert f"(default: {default})" in text
 
 
