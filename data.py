@@ -27,11 +27,11 @@ class Dataset(NamedTuple):
 
     @property
     def evaluation(self):
-        return self.holdout or self.test
+        return self.test if self.holdout is None else self.holdout
 
     def to(self, device):
         def move(split):
-            return split and Split(split.images.to(device), split.labels.to(device))
+            return None if split is None else Split(split.images.to(device), split.labels.to(device))
 
         return self._replace(train=move(self.train), test=move(self.test), holdout=move(self.holdout))
 
@@ -46,21 +46,21 @@ class Loader:
         self.images, self.labels, self.batch_size = images, labels, batch_size
 
     def __iter__(self):
-        for index in self.order().split(self.batch_size):
+        for index in self.epoch_indices().split(self.batch_size):
             self.index = index
             yield self.images[index].float().div_(255), self.labels[index]
 
-    def order(self):
+    def epoch_indices(self):
         return torch.arange(len(self.labels), device=self.labels.device)
 
 
 class TrainLoader(Loader):
     """Shuffled batches of the images that an epoch trains on; iterate once per epoch.
 
-    The first epoch takes a random share `first_share` of the images, each later one a share `later_share`: 30% of it
-    at random, the rest are the hardest images. An image's hardness is its loss when it was last trained on, divided by
-    the mean loss of that batch (after online batch selection, arXiv:1511.06343). The loop must `record` the losses of
-    every batch. Random numbers are from torch's default generator.
+    The first epoch takes a random fraction `first_share` of all images, each later one a fraction `later_share`: 30% of
+    these are drawn at random, so that none is forgotten, 70% are the hardest of the rest. An image's hardness is its
+    loss when it was last trained on, divided by the mean loss of that batch, in the spirit of online batch selection
+    (arXiv:1511.06343). The loop must `record` the losses of every batch.
     """
 
     def __init__(self, images, labels, batch_size, first_share=1.0, later_share=1.0):
@@ -79,16 +79,16 @@ class TrainLoader(Loader):
     def batches(self, count):
         return math.ceil(count / self.batch_size)
 
-    def order(self):
-        order = torch.randperm(len(self.labels), device=self.labels.device)
+    def epoch_indices(self):
+        shuffled = torch.randperm(len(self.labels), device=self.labels.device)
         if self.hardness is None:
-            return order[: self.first_count]
-        if self.later_count == len(order):
-            return order
-        ranked = self.hardness[order]
+            return shuffled[: self.first_count]
+        if self.later_count == len(shuffled):
+            return shuffled
+        ranked = self.hardness[shuffled]
         ranked[: round(0.3 * self.later_count)] = math.inf
-        selected = order[ranked.argsort(descending=True, stable=True)[: self.later_count]]
-        return selected[torch.randperm(self.later_count, device=order.device)]
+        selected = shuffled[ranked.argsort(descending=True, stable=True)[: self.later_count]]
+        return selected[torch.randperm(self.later_count, device=shuffled.device)]
 
     def record(self, losses):
         """Update the hardness of the latest batch from its losses (B,)."""

@@ -1,6 +1,6 @@
 """Train a CNN with fewer than 20,000 parameters to 99.4% on MNIST.
 
-    python train.py                               until the test accuracy reaches 99.4%, or for all epochs
+    python train.py                               until an epoch ends with 99.4%, or for all epochs
     python train.py --recipe best --target none   all epochs, for the highest accuracy
     python train.py --dataset digits              offline, where MNIST is not available
     python train.py --resume runs/NAME            continue an interrupted run, bit for bit
@@ -11,7 +11,7 @@ Each new run writes log.txt, metrics.json, curves.png, last.pt and best.pt into 
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C prints one line, even while torch is imported
+if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
     from experiment.command import exit_at_once, handle_signals
 
     handle_signals(exit_at_once)
@@ -37,8 +37,8 @@ EVAL_BATCH = 1000
 def train(settings, run=None, on_epoch=None):
     """Train according to `settings` until the target is met or the last epoch ends; returns the History.
 
-    Every epoch is evaluated on the held-out images, or on the test set if none are held out; that accuracy selects
-    best.pt and stops the run. `run` is the RunFolder to write to, by default a new one under runs/; one opened with
+    Every epoch is evaluated on the held-out images, or on the test set if none are held out. The best epoch becomes
+    best.pt; the run stops once an epoch reaches `settings.target`. `run` is the RunFolder to write to, by default a new one under runs/; one opened with
     `resume` continues its run. `on_epoch(history)` is called after every epoch. From a notebook:
     `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
     """
@@ -53,13 +53,13 @@ def train(settings, run=None, on_epoch=None):
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, train_loader.steps(recipe.epochs))
 
-    # If the run is resumed, start restores the state of all of these and of the random numbers.
+    # On resume, start restores all of these objects and the random number generators.
     with run.start(settings, dataset, model, optimizer, scheduler, train_loader) as history:
         while len(history.epochs) < recipe.epochs and not history.stops_at(settings.target):
-            start = synchronized_time(settings.device)
+            began = synchronized_time(settings.device)
             with Progress(len(train_loader), f"Epoch {len(history.epochs) + 1}/{recipe.epochs}") as progress:
                 train_one_epoch(model, train_loader, optimizer, scheduler, settings, progress)
-            seconds = synchronized_time(settings.device) - start
+            seconds = synchronized_time(settings.device) - began
             evaluation = evaluate(model, eval_loader, settings.precision)
             history.add(progress, evaluation, seconds)
             run.save_epoch()
@@ -131,7 +131,7 @@ def make_scheduler(optimizer, recipe, steps):
         optimizer,
         max_lr=recipe.lr,
         total_steps=steps,
-        pct_start=recipe.warmup if recipe.warmup * steps > 1 else 0.0,  # OneCycleLR cannot rise in one step
+        pct_start=recipe.warmup if recipe.warmup * steps > 1 else 0.0,  # a rise of one step would divide by zero
         anneal_strategy="linear",
         cycle_momentum=False,
     )

@@ -10,7 +10,7 @@ from the files, named relative to the document.
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C prints one line, even while torch is imported
+if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
     from experiment.command import exit_at_once, handle_signals
 
     handle_signals(exit_at_once)

@@ -7,7 +7,7 @@ The training images pass through torchvision's transforms and the ordinary DataL
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C prints one line, even while torch is imported
+if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
     from experiment.command import exit_at_once, handle_signals
 
     handle_signals(exit_at_once)
