@@ -15,8 +15,8 @@ ANTIALIAS = {"none": (False, False), "second": (False, True), "both": (True, Tru
 def pooling(antialias):
     """Modules that halve height and width: 2x2 max pooling, or if antialiased 3x3 max with stride 1 and 2x2 average.
 
-    The antialiased version changes less when a digit moves by one pixel (Making Convolutional Networks Shift-Invariant Again,
-    arXiv:1904.11486).
+    The antialiased version changes less when a digit moves by one pixel (Making Convolutional Networks
+    Shift-Invariant Again, arXiv:1904.11486).
     """
     return [nn.MaxPool2d(3, stride=1, padding=1), nn.AvgPool2d(2)] if antialias else [nn.MaxPool2d(2)]
 

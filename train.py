@@ -38,9 +38,9 @@ def train(settings, run=None, on_epoch=None):
     """Train according to `settings` until the target is met or the last epoch ends; returns the History.
 
     Every epoch is evaluated on the held-out images, or on the test set if none are held out. The best epoch becomes
-    best.pt; the run stops once an epoch reaches `settings.target`. `run` is the RunFolder to write to, by default a new one under runs/; one opened with
-    `resume` continues its run. `on_epoch(history)` is called after every epoch. From a notebook:
-    `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
+    best.pt; the run stops once an epoch reaches `settings.target`. `run` is the RunFolder to write to, by default a new
+    one under runs/; one opened with `resume` continues its run. `on_epoch(history)` is called after every epoch. From a
+    notebook: `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
     """
     run, settings = run or RunFolder(), resolve(settings)
     recipe, device = settings.recipe, torch.device(settings.device)
