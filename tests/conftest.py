@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 import train
 from experiment.checkpoint import Checkpoint
+from experiment.command import SIGNALS
 from experiment.mnist_files import FILES
 from model import Net
 
@@ -30,6 +32,14 @@ def pytest_addoption(parser):
 def repeat(request):
     """repeat(quick, full): how often to inject a fault."""
     return lambda quick, full: full if request.config.getoption("--full") else quick
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_as_in_a_terminal():
+    """For the processes that a test starts; nohup, or a shell's &, ignores some."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -156,8 +156,11 @@ if "experiment.child" in sys.orig_argv:
     argv = f"benchmark.py net-9720 --runs 9 --out {tmp_path}/out.json --data-dir {mnist_dir}".split()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with server, subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment, stderr=-1, stdout=-1) as process:
-        connection, _ = server.accept()
-        connection.settimeout(60)
-        process.send_signal(getattr(signal, number))
-        assert connection.recv(1) == b""  # it has ended
-        assert process.wait(timeout=60) != 0
+        try:
+            connection, _ = server.accept()
+            connection.settimeout(60)
+            process.send_signal(getattr(signal, number))
+            assert connection.recv(1) == b""  # it has ended
+            assert process.wait(timeout=60) != 0
+        finally:
+            process.kill()
