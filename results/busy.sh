@@ -9,11 +9,11 @@ echo "# Python $(python -c 'import platform, torch; print(platform.python_versio
 measure() {  # NAME COMMAND...: a row of the table; {} is a new folder
     local name=$1 idle busy
     shift
-    idle=$({ time "${@//\{\}/$folder/idle-$RANDOM}" > "$folder/log" 2>&1 || echo failed >&2; } 2>&1)
+    idle=$({ time "${@//\{\}/$folder/idle-$RANDOM}" > "$folder/log" 2>&1 || printf 'ended by code %s after ' $? >&2; } 2>&1)
     for _ in $(seq "$(nproc)"); do (while :; do :; done) & done
-    busy=$({ time "${@//\{\}/$folder/busy-$RANDOM}" > "$folder/log" 2>&1 || echo failed >&2; } 2>&1)
+    busy=$({ time "${@//\{\}/$folder/busy-$RANDOM}" > "$folder/log" 2>&1 || printf 'ended by code %s after ' $? >&2; } 2>&1)
     kill $(jobs -p) && wait 2> /dev/null
-    printf '%-52s %6s %6s\n' "$name" $idle $busy
+    printf '%-52s %6s %6s\n' "$name" "$idle" "$busy"
 }
 
 printf '%-52s %6s %6s\n' "seconds" idle busy
@@ -23,7 +23,7 @@ for _ in 1 2 3; do
     measure "train.py" $train
 done
 measure "train.py --threads 2" $train --threads 2
-measure "train.py --threads 2, libgomp's GOMP_SPINCOUNT" env GOMP_SPINCOUNT=300000 timeout 200 $train --threads 2
+measure "train.py --threads 2, libgomp's GOMP_SPINCOUNT" env GOMP_SPINCOUNT=300000 timeout 90 $train --threads 2
 measure "train.py --evaluate" python train.py --evaluate "$folder/run/best.pt"
 measure "benchmark.py fast --runs 1" python benchmark.py fast --runs 1 --out {}
 measure "python -m experiment.report --check" python -m experiment.report --check

@@ -38,7 +38,7 @@ def test_other_data_in_mnists_format_is_never_called_mnist(mnist_dir):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_check_sum_covers_every_file(mnist_dir, name):
-    settings, path = Settings(data_dir=str(mnist_dir)), mnist_dir / name
+    settings, path = Settings(Recipe(batch_size=70), data_dir=str(mnist_dir)), mnist_dir / name
     before, content = load_data(settings).sha256, path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert load_data(settings).sha256 != before
