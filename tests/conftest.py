@@ -12,10 +12,16 @@ import pytest
 import torch
 
 import train
+from experiment import machine
 from experiment.checkpoint import Checkpoint
 from experiment.command import SIGNALS
 from experiment.mnist_files import FILES
 from model import Net
+
+# Small nets train faster on one thread, many times so beside other busy processes.
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that a test starts
+machine.TORCH_THREADS = 1
+torch.set_num_threads(1)
 
 ROOT = Path(train.__file__).parent
 PYTHON = sys.orig_argv[0]  # as the user typed it
@@ -43,14 +49,9 @@ def signals_as_in_a_terminal():
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Small nets train faster on one thread, many times so beside other busy processes."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
-    monkeypatch.setattr("experiment.machine.TORCH_THREADS", 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def one_thread():
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # whatever the test has set
 
 
 def idx_bytes(array):
