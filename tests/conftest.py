@@ -150,10 +150,8 @@ def without_times(folder):
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory):
     """Folder of a run with the flags RUN that nothing interrupted; a test that changes it works on a copy."""
-    folder, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
-    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole") / "run"
     assert run(*RUN, "--out", folder) == 0
-    torch.set_num_threads(threads)
     return folder
 
 
