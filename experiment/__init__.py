@@ -3,5 +3,5 @@
 import os
 
 # Threads of libgomp, the OpenMP of PyTorch's Linux wheels, spin while they wait: on a busy machine that steals the
-# processor from the thread they wait for. 30,000 rounds cost an idle machine nothing (results/busy.txt).
+# processor from the thread they wait for.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
