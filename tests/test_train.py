@@ -93,10 +93,8 @@ def test_evaluate_counts_as_a_slow_loop_does():
 def test_a_run_trains_on_every_image_in_a_new_order_and_evaluates_in_order(tmp_path, on_forward):
     passes = []
     on_forward(lambda net, images, logits: passes.append((net.training, images)))
-    assert (
-        run(*ARGS, "--epochs", 2, "--later-share", 1, "--augment-until", 0, "--margin", 0, "--out", tmp_path / "run")
-        == 0
-    )
+    argv = [*ARGS, "--epochs", 2, "--later-share", 1, "--augment-until", 0, "--margin", 0]
+    assert run(*argv, "--out", tmp_path / "run") == 0
     epoch = [True] * STEPS + [False]
     assert [training for training, _ in passes] == epoch + epoch
     digits = load_digits_28x28()
@@ -123,12 +121,8 @@ def test_only_the_first_part_of_a_run_is_augmented_and_no_evaluation(tmp_path, o
             plain.append(whole)
 
     on_forward(look)
-    assert (
-        run(
-            *ARGS, "--epochs", 3, "--later-share", 1, "--augment-until", until, "--margin", 2, "--out", tmp_path / "run"
-        )
-        == 0
-    )
+    argv = [*ARGS, "--epochs", 3, "--later-share", 1, "--augment-until", until, "--margin", 2]
+    assert run(*argv, "--out", tmp_path / "run") == 0
     assert plain == [False] * augmented + [True] * (3 * STEPS - augmented)
 
 
@@ -288,10 +282,8 @@ def test_a_loss_that_is_nan_stops_the_run_and_keeps_the_epochs_before_it(
 ):
     epochs = []
     on_forward(lambda net, images, logits: logits * math.nan if (net.training, len(epochs)) == (training, 2) else None)
-    assert (
-        run(*ARGS, "--epochs", 9, "--later-share", 1, "--out", tmp_path / "run", on_epoch=lambda _: epochs.append(1))
-        == 2
-    )
+    argv = [*ARGS, "--epochs", 9, "--later-share", 1, "--out", tmp_path / "run"]
+    assert run(*argv, on_epoch=lambda _: epochs.append(1)) == 2
     assert_one_line(capsys.readouterr(), expected, "try a lower --lr")
     last_line = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
     assert last_line.startswith(f"Stopped: {expected}") and last_line.endswith("epochs finished: 2")
