@@ -33,7 +33,8 @@ def usable_cpus():
     allowed = min(cpu_count(), TORCH_THREADS)
     if allowed == 1:
         return 1
-    percent, affinity = psutil.cpu_percent(interval=0.2, percpu=True), getattr(psutil.Process(), "cpu_affinity", list)()
+    percent = psutil.cpu_percent(interval=0.2, percpu=True)
+    affinity = getattr(psutil.Process(), "cpu_affinity", list)()
     if affinity and max(affinity) < len(percent):  # there is none on macOS; a container may number its CPUs anew
         percent = [percent[cpu] for cpu in affinity]
     return max(1, min(allowed, len(percent) - round(sum(percent) / 100)))

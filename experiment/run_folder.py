@@ -58,33 +58,28 @@ class RunFolder:
         `parts`: model, optimizer, scheduler and training loader, captured in every checkpoint.
         """
         self.settings, self.dataset, self.parts = settings, dataset, parts
-        try:
+        with contextlib.closing(self):
             if self.checkpoint:
                 self.restore()
             else:
                 self.history = History("holdout" if dataset.holdout else "test")
                 self.path, self.lock = create_folder(self.out, settings.seed)
-        except BaseException:
-            self.close()
-            raise
-        try:
-            if not self.checkpoint:
-                self.save_checkpoint("last.pt")
-            self.log_start()
-            self.write_metrics()
-            yield self.history
-        except DivergedError as error:
-            self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
-            raise
-        except (ExperimentError, KeyboardInterrupt) as error:
-            what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
-            begun = (self.path / "last.pt").exists()
-            how = f"to resume: {how_to_resume(self.path)}" if begun else f"remove {self.path} and start again"
-            with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
-                self.log(f"{what}; {how}")
-            raise
-        finally:
-            self.close()
+            try:
+                if not self.checkpoint:
+                    self.save_checkpoint("last.pt")
+                self.log_start()
+                self.write_metrics()
+                yield self.history
+            except DivergedError as error:
+                self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
+                raise
+            except (ExperimentError, KeyboardInterrupt) as error:
+                what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
+                begun = (self.path / "last.pt").exists()
+                how = f"to resume: {how_to_resume(self.path)}" if begun else f"remove {self.path} and start again"
+                with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
+                    self.log(f"{what}; {how}")
+                raise
 
     def restore(self):
         """Restore the state of `checkpoint`, and cut from the log what came after it."""
