@@ -4,7 +4,8 @@
     python benchmark.py net-11034 --runs 3 --out results/published.json       a published recipe
 
 A run is `python train.py --recipe NAME --seed S --target none` or `python -m experiment.train_published NAME`. It is
-written to the file as soon as it is finished: the same command continues an interrupted benchmark.
+written to the file as soon as it is finished: the same command continues an interrupted benchmark, one with other
+recipes adds these.
 """
 
 import sys
@@ -37,7 +38,7 @@ from experiment.settings import RECIPES, Settings
 
 HERE = Path(__file__).parent
 NAMES = ", ".join([*RECIPES, *PUBLISHED])
-SAME = ("recipe", "config", "dataset", "sha256", "device", "precision", "machine", "versions")  # in one file
+SAME = ("config", "dataset", "sha256", "device", "precision", "machine", "versions")  # in one file
 
 
 def new_result(name, dataset, threads):
@@ -89,22 +90,23 @@ def train_once(result, seed, data_dir=None):
 
 
 def open_results(path, new, seeds, same=SAME):
-    """Load the results to continue, or return `new` if there are none; FileError if they are not the `same`."""
+    """`new`, and the results already in the file at `path`; FileError if these are not of the `same` conditions."""
     if not path.exists():
         return new
-    old = read_results(path)
-    for name in same:
-        found, expected = ([result.get(name) for result in results] for results in (old, new))
-        if found != expected:
-            raise FileError(
-                f"{path} was written with a different {name}: found {found}, expected {expected}; "
-                "restore that or use another file"
-            )
+    old, requested = read_results(path), {result["recipe"]: result for result in new}
+    for result in old:
+        expected = requested.pop(result["recipe"], {**new[0], "config": result["config"]})
+        for name in same:
+            if result.get(name) != expected[name]:
+                raise FileError(
+                    f"{path} was written with a different {name}: found {result.get(name)}, expected {expected[name]}; "
+                    "restore that or use another file"
+                )
     found = {run["seed"] for result in old for run in result["runs"]} - set(seeds)
     if found:
         expected = f"{seeds[0]} to {seeds[-1]}"
         raise FileError(f"{path} holds other seeds: found {sorted(found)}, expected {expected}; use another file")
-    return old
+    return [*old, *requested.values()]
 
 
 def run_benchmark(args, train=train_once):
@@ -118,7 +120,8 @@ def run_benchmark(args, train=train_once):
         threads = args.threads or usable_cpus()
         new = [new_result(name, dataset, threads) for name in dict.fromkeys(args.recipes)]
         results = open_results(out, new, seeds, (*SAME, *(["threads"] if args.threads else [])))
-        missing = [(s, r) for s in seeds for r in results if s not in {run["seed"] for run in r["runs"]}]
+        requested = [result for result in results if result["recipe"] in args.recipes]
+        missing = [(s, r) for s in seeds for r in requested if s not in {run["seed"] for run in r["runs"]}]
         for seed, result in tqdm(missing, unit="run", disable=not on_terminal()):
             metrics, process_seconds = train(result, seed, args.data_dir)
             for name in ("sha256", "threads", "precision"):
