@@ -1,0 +1,35 @@
+"""Trained networks by torch.hub: torch.hub.load("owner/repository", "best"); weights/README.md says what they can do.
+
+Each is a model.Net in evaluation mode: images (N, 1, 28, 28), uint8 or float in 0..1, to logits (N, 10).
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from model import Net
+
+dependencies = ["torch"]
+
+
+def default():
+    """19,882 parameters, 99.4% in every run of 100."""
+    return _load("default")
+
+
+def best():
+    """17,546 parameters, the highest accuracy."""
+    return _load("best")
+
+
+def tiny():
+    """The fewest parameters."""
+    return _load("tiny")
+
+
+def _load(name):
+    file = Path(__file__).parent / "weights" / f"{name}.pth"
+    net = Net(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["network"])
+    net.load_state_dict(torch.load(file, weights_only=True))
+    return net.eval()
