@@ -15,13 +15,18 @@ if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imp
 
     handle_signals(exit_at_once)
 
+import contextlib
 import json
 import os
+import queue
 import subprocess
 import tempfile
+import threading
 import time
+from collections import deque
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from experiment.arguments import whole_number
@@ -59,8 +64,11 @@ def new_result(name, dataset, threads):
     }
 
 
-def train_once(result, seed, data_dir=None):
-    """Train the recipe of `result` in a separate process: (content of its metrics.json, seconds from start to exit)."""
+def train_once(result, seed, data_dir=None, gpu=None):
+    """Train the recipe of `result` in a separate process: (content of its metrics.json, seconds from start to exit).
+
+    The process sees only the GPU with the number `gpu`, or all of them if that is None.
+    """
     name, flags = result["recipe"], ("seed", "device", "threads")
     if name in RECIPES:
         module, flags = ["train", "--recipe", name, "--target", "none"], (*flags, "precision")
@@ -70,6 +78,8 @@ def train_once(result, seed, data_dir=None):
     module += [word for flag in flags for word in (f"--{flag}", str(values[flag]))]
     module += ["--data-dir", str(data_dir)] if data_dir else []
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     child_end, own_end = os.pipe()
     try:
@@ -109,6 +119,37 @@ def open_results(path, new, seeds, same=SAME):
     return [*old, *requested.values()]
 
 
+def side_by_side(function, tasks, jobs):
+    """Yield (task, function(*task, number of the worker)) for all `tasks` as they finish, `jobs` at once.
+
+    The workers are threads that end with this process, and with each its run.
+    """
+    if jobs == 1:
+        yield from ((task, function(*task, 0)) for task in tasks)
+        return
+    todo, done = deque(tasks), queue.SimpleQueue()
+
+    def work(number):
+        with contextlib.suppress(IndexError):  # nothing is left to do
+            while True:
+                task = todo.popleft()
+                try:
+                    done.put((task, function(*task, number), None))
+                except BaseException as error:  # raised again below
+                    done.put((task, None, error))
+
+    for number in range(jobs):
+        threading.Thread(target=work, args=(number,), daemon=True).start()
+    try:
+        for _ in tasks:
+            task, outcome, error = done.get()
+            if error:
+                raise error
+            yield task, outcome
+    finally:
+        todo.clear()
+
+
 def run_benchmark(args, train=train_once):
     """Perform the requested runs that the file lacks, using `train`, then print the table."""
     out, seeds = Path(args.out), range(args.seed, args.seed + args.runs)
@@ -117,18 +158,24 @@ def run_benchmark(args, train=train_once):
         out.parent.mkdir(parents=True, exist_ok=True)
     held = lock(out)
     try:
-        threads = args.threads or usable_cpus()
+        threads = args.threads or max(1, usable_cpus() // args.jobs)
+        gpus = torch.cuda.device_count()
         new = [new_result(name, dataset, threads) for name in dict.fromkeys(args.recipes)]
         results = open_results(out, new, seeds, (*SAME, *(["threads"] if args.threads else [])))
         requested = [result for result in results if result["recipe"] in args.recipes]
         missing = [(s, r) for s in seeds for r in requested if s not in {run["seed"] for run in r["runs"]}]
-        for seed, result in tqdm(missing, unit="run", disable=not on_terminal()):
-            metrics, process_seconds = train(result, seed, args.data_dir)
+
+        def work(seed, result, worker):
+            return train(result, seed, args.data_dir, worker % gpus if gpus > 1 else None)
+
+        finished = side_by_side(work, missing, args.jobs)
+        bar = tqdm(finished, total=len(missing), unit="run", disable=not on_terminal())
+        for (seed, result), (metrics, process_seconds) in bar:
             for name in ("sha256", "threads", "precision"):
                 if metrics[name] != result[name]:
                     found = f"found {name} {metrics[name]}, expected {result[name]}"
                     raise FileError(f"{result['recipe']}, seed {seed}: {found}; restore that or use another file")
-            add_run(result, metrics, process_seconds)
+            add_run(result, metrics, process_seconds, args.jobs)
             write_json(out, results)
     except KeyboardInterrupt:
         echo("Interrupted; rerun the same command to continue with the missing runs")
@@ -137,6 +184,8 @@ def run_benchmark(args, train=train_once):
         held.release()
     for line in table(results):
         echo(line)
+    if any(run.get("jobs", 1) > 1 for result in results for run in result["runs"]):
+        echo("Some runs were trained side by side: their times do not compare with those of other runs")
 
 
 @command
@@ -147,7 +196,9 @@ def main(argv=None, train=train_once):
     parser.add_argument("--seed", type=whole_number(0, 2**62), default=0, metavar="S", help="first seed (default: 0)")
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="JSON file to write, or to continue")
     parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
-    parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="as for train.py")
+    parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="of each run, as for train.py")
+    about = "runs side by side, which share the free CPUs and have a GPU each if there are several (default: 1)"
+    parser.add_argument("--jobs", type=whole_number(1, 1024), default=1, metavar="N", help=about)
     args = parser.parse_args(argv)
     unknown = [name for name in args.recipes if name not in {**RECIPES, **PUBLISHED}]
     if unknown:

@@ -46,12 +46,13 @@ class Loader:
         self.images, self.labels, self.batch_size = images, labels, batch_size
 
     def __iter__(self):
-        for index in self.epoch_indices().split(self.batch_size):
+        for index in self.epoch_batches():
             self.index = index
             yield self.images[index].float().div_(255), self.labels[index]
 
-    def epoch_indices(self):
-        return torch.arange(len(self.labels), device=self.labels.device)
+    def epoch_batches(self):
+        """The indices of each batch of one epoch."""
+        return torch.arange(len(self.labels), device=self.labels.device).split(self.batch_size)
 
 
 class TrainLoader(Loader):
@@ -67,6 +68,7 @@ class TrainLoader(Loader):
         super().__init__(images, labels, batch_size)
         self.first_count, self.later_count = (math.ceil(share * len(labels)) for share in (first_share, later_share))
         self.hardness = None  # (N,), 0 for an image that was never trained on; None before the first batch
+        self.weight = 1.0  # of the mean loss of a batch; another one where several processes share the batches
 
     def __len__(self):
         """Batches in the coming epoch."""
@@ -78,6 +80,9 @@ class TrainLoader(Loader):
 
     def batches(self, count):
         return math.ceil(count / self.batch_size)
+
+    def epoch_batches(self):
+        return self.epoch_indices().split(self.batch_size)
 
     def epoch_indices(self):
         shuffled = torch.randperm(len(self.labels), device=self.labels.device)

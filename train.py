@@ -5,10 +5,12 @@
     python train.py --dataset digits              offline, where MNIST is not available
     python train.py --resume runs/NAME            continue an interrupted run, bit for bit
     python train.py --evaluate runs/NAME/best.pt  test a checkpoint
+    torchrun --nproc-per-node 2 train.py          one model in several processes, one per GPU if there are any
 
 Each new run writes log.txt, metrics.json, curves.png, last.pt and best.pt into its own folder.
 """
 
+import contextlib
 import sys
 
 if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
@@ -19,16 +21,17 @@ if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imp
 import torch
 import torch.nn.functional as F
 
-from data import Loader, RandomAffine, TrainLoader
-from experiment import plots
+from data import Loader, RandomAffine
+from experiment import distributed, plots
 from experiment.arguments import earlier_settings, new_settings, parse_args
 from experiment.checkpoint import Checkpoint
 from experiment.command import command, echo
 from experiment.datasets import load_data
+from experiment.follower import open_run
 from experiment.history import Evaluation
 from experiment.machine import resolve, synchronized_time
+from experiment.processes import rank
 from experiment.progress import Progress
-from experiment.run_folder import RunFolder
 from model import Net
 
 EVAL_BATCH = 1000
@@ -39,26 +42,30 @@ def train(settings, run=None, on_epoch=None):
 
     Every epoch is evaluated on the held-out images, or on the test set if none are held out. The best epoch becomes
     best.pt; the run stops once an epoch reaches `settings.target`. `run` is the RunFolder to write to, by default a new
-    one under runs/; one opened with `resume` continues its run. `on_epoch(history)` is called after every epoch. From a
-    notebook: `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
+    one under runs/; one opened with `resume` continues its run. `on_epoch(history)` is called after every epoch. Under
+    torchrun this is one of several processes, each with its part of every batch. From a notebook:
+    `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
     """
-    run, settings = run or RunFolder(), resolve(settings)
+    run, settings = run or open_run(), resolve(settings)
     recipe, device = settings.recipe, torch.device(settings.device)
-    dataset = load_data(settings).to(device)
-    train_loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_share, recipe.later_share)
-    eval_loader = Loader(*dataset.evaluation, EVAL_BATCH)
+    with distributed.first_process_first():
+        dataset = load_data(settings).to(device)
+    distributed.check_alike(settings, dataset)
+    train_loader = distributed.train_loader(dataset.train, recipe)
+    eval_loader = Loader(*distributed.part(dataset.evaluation), EVAL_BATCH)
 
     torch.manual_seed(settings.seed)
     model = Net(**recipe.network).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, train_loader.steps(recipe.epochs))
+    parallel_model = distributed.parallel(model)
 
     # On resume, start restores all of these objects and the random number generators.
     with run.start(settings, dataset, model, optimizer, scheduler, train_loader) as history:
         while len(history.epochs) < recipe.epochs and not history.stops_at(settings.target):
             began = synchronized_time(settings.device)
             with Progress(len(train_loader), f"Epoch {len(history.epochs) + 1}/{recipe.epochs}") as progress:
-                train_one_epoch(model, train_loader, optimizer, scheduler, settings, progress)
+                train_one_epoch(parallel_model, train_loader, optimizer, scheduler, settings, progress)
             seconds = synchronized_time(settings.device) - began
             evaluation = evaluate(model, eval_loader, settings.precision)
             history.add(progress, evaluation, seconds)
@@ -66,8 +73,9 @@ def train(settings, run=None, on_epoch=None):
             if on_epoch:
                 on_epoch(history)
         if dataset.holdout:  # test once, with the weights selected on the held-out images
-            model.load_state_dict(run.best_weights())
-            history.test = evaluate(model, Loader(*dataset.test, EVAL_BATCH), settings.precision)
+            model.load_state_dict(distributed.broadcast(run.best_weights()))
+            test_loader = Loader(*distributed.part(dataset.test), EVAL_BATCH)
+            history.test = evaluate(model, test_loader, settings.precision)
         run.finish()
     return history
 
@@ -84,13 +92,14 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, progress):
         logits = forward(model, images, settings.precision)
         losses = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="none")
         loss = losses.mean()
-        loss.backward()
+        (loss * loader.weight).backward()
         loader.record(losses)
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
         progress.add(scheduler.last_epoch, lr, loss, logits, labels)
-    progress.flush()
+    progress.finish()
+    distributed.average_buffers(model)
 
 
 def forward(model, images, precision):
@@ -107,8 +116,8 @@ def predict(model, loader, precision):
 
 
 def evaluate(model, loader, precision):
-    """The Evaluation of `model` on all images of `loader`."""
-    return score(predict(model, loader, precision), loader.labels)
+    """The Evaluation of `model` on all images of `loader`, and of the loaders of other processes."""
+    return distributed.combined(score(predict(model, loader, precision), loader.labels))
 
 
 def score(logits, labels):
@@ -139,9 +148,9 @@ def make_scheduler(optimizer, recipe, steps):
 
 def evaluate_checkpoint(path, given):
     """Print loss, accuracy and accuracy per class of the checkpoint at `path` on the test set."""
-    checkpoint, may_change = Checkpoint.load(path), ("dataset", "data_dir", "device", "precision", "threads")
-    given = {"device": "auto", "threads": None, **given}
-    settings = resolve(earlier_settings(checkpoint.settings, given, may_change))
+    checkpoint, machine = Checkpoint.load(path), {"device": "auto", "threads": None, "processes": None}
+    may_change = ("dataset", "data_dir", "precision", *machine)
+    settings = resolve(earlier_settings(checkpoint.settings, {**machine, **given}, may_change))
     dataset = load_data(settings, for_training=False).to(settings.device)
     loader = Loader(*dataset.test, EVAL_BATCH)
     model = checkpoint.net().to(settings.device, memory_format=torch.channels_last)
@@ -160,16 +169,14 @@ def main(argv=None, on_epoch=None):
     if options.evaluate:
         evaluate_checkpoint(options.evaluate, given)
         return
-    run = RunFolder(out=options.out, resume=options.resume)
-    try:
+    group = distributed.process_group(given.get("device"))
+    with group, contextlib.closing(open_run(options.out, options.resume)) as run:
         if options.resume:
             settings = earlier_settings(run.checkpoint.settings, given, may_change=("data_dir",))
         else:
             settings = new_settings(given)
         train(settings, run, on_epoch)
-    finally:
-        run.close()
-    if options.show:
+    if options.show and rank() == 0:
         plots.show_curves(run.metrics())
 
 

@@ -8,7 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from experiment.errors import ExperimentError
+from experiment.errors import DivergedError, ExperimentError
+from experiment.processes import local_rank, rank
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -19,7 +20,8 @@ PREVIOUS = {}  # handlers from before handle_signals
 def exit_at_once(number, frame):
     """Signal handler: end the process with a one-line message; used for a second signal and during imports."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
+        if local_rank() == 0:
+            os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
     os._exit(128 + number)
 
 
@@ -63,7 +65,12 @@ def path(text):
 
 
 def echo(line, stream=None, end="\n"):
-    """Print `line`, escaped where `stream` cannot encode it; does nothing if it is missing, closed or full."""
+    """Print `line`, escaped where `stream` cannot encode it; does nothing if it is missing, closed or full.
+
+    Of several processes only the first prints, and on stderr the first of each machine.
+    """
+    if local_rank() if stream is sys.stderr else rank():
+        return
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
@@ -93,6 +100,8 @@ def command(function):
         try:
             function(argv, **options)
         except ExperimentError as error:
+            if isinstance(error, DivergedError) and local_rank():  # the other processes may not know
+                print(f"{name}: error: process {rank()}: {error}", file=sys.stderr)
             echo(f"{name}: error: {error}", sys.stderr)
             return error.exit_code
         except (MemoryError, RuntimeError) as error:

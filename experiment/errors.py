@@ -29,5 +29,9 @@ class CheckpointError(FileError):
     """A checkpoint is damaged, of another format, or of another run."""
 
 
+class ProcessError(ExperimentError):
+    """Another process of the job has ended, or does not answer."""
+
+
 class DivergedError(ExperimentError):
     """A loss is no longer finite."""

@@ -14,13 +14,20 @@ import psutil
 import torch
 
 from experiment.errors import SettingError
+from experiment.processes import world_size
 
 TORCH_THREADS = torch.get_num_threads()  # before any run sets their number
 
 
 def resolve(settings):
     """`settings` with device and threads decided for this machine, and torch set to that many threads."""
-    settings = replace(settings, device=choose_device(settings.device), threads=settings.threads or usable_cpus())
+    processes = world_size()
+    if settings.processes not in (None, processes):
+        n, found = settings.processes, f"found {processes}, expected {settings.processes} as in the run"
+        how = f"torchrun --nproc-per-node {n} train.py --resume RUN" if n > 1 else "python train.py --resume RUN"
+        raise SettingError(f"processes: {found}; resume it with {how}")
+    threads = settings.threads or usable_cpus()
+    settings = replace(settings, device=choose_device(settings.device), threads=threads, processes=processes)
     torch.set_num_threads(settings.threads)  # their number decides how sums are rounded
     keep_freed_memory()
     return settings
@@ -56,7 +63,8 @@ def usable_cpus():
 
 def choose_device(requested):
     """The device for "auto", "cpu", "cuda" or "mps"."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    mps = torch.backends.mps.is_available() and world_size() == 1
+    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     found = [name for name, is_there in available.items() if is_there]
     if requested == "auto":
         return found[0]

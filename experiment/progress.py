@@ -6,7 +6,9 @@ import sys
 import torch
 from tqdm import tqdm
 
+from experiment.distributed import total
 from experiment.errors import DivergedError
+from experiment.processes import rank
 
 
 class Progress(tqdm):
@@ -40,6 +42,11 @@ class Progress(tqdm):
         self.pending = []
         self.set_postfix_str(f"loss={self.loss:.4f}, acc={self.accuracy:.2f}%, lr={self.lr:.4f}")
 
+    def finish(self):
+        """Add what is pending, and the counts of the other processes."""
+        self.flush()
+        self.total_loss, self.correct, self.count = total(self.total_loss, int(self.correct), self.count)
+
     @property
     def loss(self):
         return self.total_loss / self.count
@@ -50,8 +57,8 @@ class Progress(tqdm):
 
 
 def on_terminal():
-    """Whether stderr, where the bar is drawn, is a terminal; it may be missing or closed."""
+    """Whether this process shows a bar: stderr is a terminal; it may be missing or closed."""
     try:
-        return sys.stderr.isatty()
+        return rank() == 0 and sys.stderr.isatty()
     except (AttributeError, ValueError):
         return False

@@ -12,7 +12,7 @@ KEYS = {"recipe", "params", "config", "machine", "versions", "runs"}
 RUN_KEYS = {"seed", "epoch_test_accuracy", "final_test_accuracy", "train_seconds", "total_seconds", "peak_memory_mb"}
 
 
-def add_run(result, metrics, process_seconds):
+def add_run(result, metrics, process_seconds, jobs=1):
     """Add the content of a run's metrics.json to `result`, in the order of the seeds, and summarise all runs anew."""
     accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
     seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
@@ -26,6 +26,7 @@ def add_run(result, metrics, process_seconds):
         "train_seconds": metrics["train_seconds"],
         "total_seconds": round(process_seconds, 3),
         **{name: metrics[name] for name in ("peak_memory_mb", "threads", "precision")},
+        **({"jobs": jobs} if jobs > 1 else {}),  # trained side by side
     }
     result["runs"] = sorted([*result["runs"], run], key=lambda run: run["seed"])
     summary = summarise(result["runs"])

@@ -14,10 +14,12 @@ import torch
 from experiment import plots
 from experiment.checkpoint import Checkpoint
 from experiment.command import echo
+from experiment.distributed import lost_process
 from experiment.errors import CheckpointError, DivergedError, ExperimentError, FileError
 from experiment.files import lock, replace_file, write_json, writing
 from experiment.history import History
 from experiment.machine import peak_memory_mb
+from experiment.processes import world_size
 from model import count_parameters
 
 FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
@@ -69,7 +71,8 @@ class RunFolder:
                     self.save_checkpoint("last.pt")
                 self.log_start()
                 self.write_metrics()
-                yield self.history
+                with lost_process():
+                    yield self.history
             except DivergedError as error:
                 self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
                 raise
@@ -104,7 +107,8 @@ class RunFolder:
         else:
             held = f", {len(data.holdout.labels)} held-out" if data.holdout else ""
             images = f"{len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
-            machine = f"{settings.device}, {settings.threads} CPU threads, torch {torch.__version__}"
+            several = f"{settings.processes} processes, each " if settings.processes > 1 else ""
+            machine = f"{several}{settings.device}, {settings.threads} CPU threads, torch {torch.__version__}"
             self.log(f"Run: {self.path}, seed {settings.seed}")
             self.log(f"Recipe: {settings.description}")
             self.log(f"Data: {data.name}, {images}")
@@ -168,6 +172,7 @@ class RunFolder:
             "params": count_parameters(self.parts[0]),
             "device": settings.device,
             "threads": settings.threads,
+            "processes": settings.processes,
             "precision": settings.precision,
             "torch": str(torch.__version__),
             "config": settings.recipe.values,
@@ -226,5 +231,6 @@ def make_new_folder(path):
 def how_to_resume(folder):
     """The shell command that resumes the run in `folder`, with this interpreter and script."""
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
-    words = [sys.orig_argv[0], script, "--resume", str(folder)]
+    launcher = [sys.orig_argv[0]] if world_size() == 1 else ["torchrun", "--nproc-per-node", str(world_size())]
+    words = [*launcher, script, "--resume", str(folder)]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -142,6 +142,7 @@ class Settings(Checked):
     )
     device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = setting("fp32", "bf16 is faster on some processors", choices=("fp32", "bf16"))
+    processes: int | None = None  # of a torchrun job; None before the run has begun
 
     def __post_init__(self):
         super().__post_init__()

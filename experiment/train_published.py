@@ -78,7 +78,7 @@ def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, device
         optimizer.step()
         scheduler.step()
         progress.add(step, lr, loss, logits, labels)
-    progress.flush()
+    progress.finish()
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from conftest import ROOT
@@ -109,6 +110,46 @@ def test_a_file_keeps_the_threads_of_its_first_run(run, tmp_path):
     assert [run["threads"] for run in runs] == [1, 7]
 
 
+def test_jobs_run_at_once_and_give_what_one_after_the_other_gives(run, tmp_path, capsys):
+    """Each run waits until two are in training; with two of four GPUs in use at a time."""
+    meeting, workers = threading.Barrier(2), []
+
+    def train(result, seed, data_dir, gpu):
+        workers.append(threading.current_thread())
+        meeting.wait(timeout=60)
+        return metrics(result, seed)
+
+    side, one = tmp_path / "side.json", tmp_path / "one.json"
+    assert run("default", "fast", "--runs", 2, "--jobs", 2, "--out", side, train=train) == 0
+    assert "side by side: their times do not compare" in capsys.readouterr().out
+    assert len(workers) == 4 and len(set(workers)) == 2 and threading.current_thread() not in workers
+    assert run("default", "fast", "--runs", 2, "--out", one) == 0
+    both = [json.loads(file.read_text()) for file in (side, one)]
+    assert all(run.pop("jobs") == 2 for result in both[0] for run in result["runs"])
+    assert both[0] == both[1]
+
+
+def test_a_failing_job_stops_the_others(run, tmp_path):
+    asked, over = [], threading.Event()
+
+    def train(result, seed, data_dir, gpu):
+        asked.append(seed)
+        if seed == 0:
+            raise ExperimentError("no")
+        over.wait(timeout=60)
+        return metrics(result, seed)
+
+    assert run("default", "--runs", 50, "--jobs", 2, "--out", tmp_path / "results.json", train=train) == 2
+    over.set()
+    assert len(asked) <= 3
+
+
+def test_each_job_has_a_gpu(mnist_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, env, **options: pytest.fail(env["CUDA_VISIBLE_DEVICES"]))
+    with pytest.raises(pytest.fail.Exception, match="^3$"):
+        benchmark.train_once(benchmark.new_result("fast", load_mnist(mnist_dir), threads=1), 7, mnist_dir, gpu=3)
+
+
 def test_a_file_belongs_to_one_benchmark_at_a_time(run, tmp_path, capsys):
     out = tmp_path / "results.json"
     held = lock(out)
@@ -125,6 +166,7 @@ def test_a_file_belongs_to_one_benchmark_at_a_time(run, tmp_path, capsys):
         (["--runs", "1", "--out", "x"], "NAME"),
         (["default", "--runs", "0", "--out", "x"], "--runs: found 0"),
         (["default", "--runs", "1"], "--out"),
+        (["default", "--runs", "1", "--out", "x", "--jobs", "0"], "--jobs: found 0"),
     ],
 )
 def test_bad_input(run, argv, expected, capsys):
