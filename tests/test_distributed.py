@@ -16,8 +16,8 @@ from experiment.datasets import load_digits_28x28
 from experiment.processes import VARIABLES
 from train import evaluate
 
-TRAIN = ["--dataset", "digits", "--device", "cpu", "--widths", "4", "4", "4", "4", "4", "--epochs", "4", "--batch-size", "97", "--later-share", "0.4"]
-TRAIN += ["--target", "none", "--lr", "0.3"]
+TRAIN = ["--dataset", "digits", "--device", "cpu", "--target", "none", "--widths", "4", "4", "4", "4", "4"]
+TRAIN += ["--epochs", "4", "--batch-size", "97", "--later-share", "0.4", "--lr", "0.3"]
 
 
 def torchrun(*argv, script="tests/torchrun_job.py", **environment):
