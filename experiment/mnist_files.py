@@ -11,6 +11,7 @@ import zlib
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from experiment.errors import DataError, DownloadError
@@ -134,10 +135,11 @@ def read_files(paths):
     return tensors
 
 
-def read_idx(path, item_shape):
+def read_idx(path, item_shape, map_from=2**30):
     """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 tensor (count, *item_shape).
 
-    The header is checked against the data that follows, so that a damaged one cannot claim memory.
+    The header is checked against the data that follows, so that a damaged one cannot claim memory. An unpacked file of
+    `map_from` bytes or more is not read but mapped: its pages are loaded when they are used, and it must not change.
     """
 
     def wrong(found, expected):
@@ -158,6 +160,9 @@ def read_idx(path, item_shape):
             if count == 0:
                 raise wrong("no items", "at least one")
             size = count * math.prod(item_shape)
+            if path.suffix != ".gz" and os.fstat(file.fileno()).st_size == len(header) + size >= map_from:
+                mapped = np.memmap(file, np.uint8, "c", offset=len(header), shape=(count, *item_shape))
+                return torch.from_numpy(mapped)
             content = bytearray()
             while chunk := file.read(min(1 << 20, size + 1 - len(content))):
                 content += chunk

@@ -113,6 +113,19 @@ def test_a_damaged_file_is_named_with_what_is_wrong(mnist_dir, tmp_path, capsys,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_large_file_is_mapped_instead_of_read(mnist_dir):
+    path = mnist_dir / FILES[0]
+    read, mapped = read_idx(path, (28, 28)), read_idx(path, (28, 28), map_from=path.stat().st_size)
+    assert torch.equal(read, mapped)
+    with open(path, "r+b") as file:  # what happens to the file shows in the mapped images alone
+        file.seek(16)
+        file.write(bytes(28 * 28))
+    assert mapped[0].sum() == 0 and read[0].sum() > 0
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(DataError, match="found more than"):
+        read_idx(path, (28, 28), map_from=1)
+
+
 def test_a_file_that_cannot_be_unpacked_or_read_is_named(mnist_dir):
     path = mnist_dir / FILES[0]
     packed = gzip.compress(path.read_bytes())
