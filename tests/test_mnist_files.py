@@ -14,7 +14,7 @@ import torch
 from conftest import assert_refused
 
 from experiment.errors import DataError, DownloadError, FileError
-from experiment.mnist_files import FILES, MIRRORS, checksum, data_name, download, find_files, read_files
+from experiment.mnist_files import FILES, MIRRORS, checksum, data_name, download, find_files, read_files, read_idx
 
 CPU = ["--device", "cpu"]
 
