@@ -1,11 +1,11 @@
-"""Tables and a picture of the benchmarks in results/.
+"""What the documents say in figures, made from the files that hold them.
 
-    python -m experiment.report              rewrite the tables in README.md and results/README.md, and the picture
-    python -m experiment.report --check      fail if those tables do not match the JSON files
+    python -m experiment.report              fill in the documents, and draw the pictures of results/ (needs MNIST)
+    python -m experiment.report --check      fail if a document does not match the files
     python -m experiment.report FILE...      print the table of these files
 
-In the documents, "<!-- summary table: FILE... -->", "full table" or "log" and "<!-- end -->" enclose what is generated
-from the files, named relative to the document.
+In a document, "<!-- KIND: FILE... -->" and "<!-- end -->" enclose what the function KINDS[KIND] makes from the files,
+named relative to the document.
 """
 
 import sys
@@ -15,24 +15,37 @@ if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imp
 
     handle_signals(exit_at_once)
 
-import io
+import json
 import re
+import statistics
 from pathlib import Path
 
+from experiment import pictures
 from experiment.command import Parser, command, echo, path
 from experiment.errors import FileError
 from experiment.files import replace_file
 from experiment.published import PUBLISHED
-from experiment.results import TARGET, read_results, summarise
+from experiment.results import read_results, summarise
+from experiment.weights import WEIGHTS
 
 RESULTS = Path(__file__).parents[1] / "results"
-DOCUMENTS = (RESULTS.parent / "README.md", RESULTS / "README.md")
-TABLE = re.compile(r"(<!-- (summary table|full table|log): (.+?) -->\n).*?(<!-- end -->)", re.S)
+SITTING = RESULTS / "side-by-side.json"  # one session, with the published recipes: its times compare
+ROOT = RESULTS.parent
+DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", ROOT / "weights" / "README.md")
+GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
 def seconds_to_target(s):
     """Of training until the mean over the runs is at least 99.4%; all, if it never is."""
     return f"{s['seconds'][s['first_epoch'] - 1]:.1f}" if s["first_epoch"] else f"never in {s['seconds'][-1]:.1f}"
+
+
+def sitting_seconds(recipe):
+    """Median training seconds of `recipe` in the SITTING."""
+    seconds = [
+        summarise(r["runs"])["seconds"][-1] for r in read_results(SITTING) if r["recipe"] == recipe and r["runs"]
+    ]
+    return f"{seconds[0]:.1f}" if seconds else "–"
 
 
 def std(s):
@@ -49,6 +62,7 @@ COLUMNS = {  # title: text, for a result and its summary
     "mean ± std (n)": lambda result, s: f"{s['mean']:.3f}{std(s)}% ({s['n']})",
     "95% CI of the mean": lambda result, s: "{:.3f} to {:.3f}".format(*s["ci95"]) if s["ci95"] else "–",
     "min": lambda result, s: f"{s['min']:.2f}",
+    "seconds": lambda result, s: sitting_seconds(result["recipe"]),
     "runs ≥ 99.4%": lambda result, s: f"{s['reached']} of {s['n']}",
     "first epoch with mean ≥ 99.4%": lambda result, s: s["first_epoch"] or "–",
     "training s to it": lambda result, s: seconds_to_target(s),
@@ -56,18 +70,19 @@ COLUMNS = {  # title: text, for a result and its summary
     "process s": lambda result, s: f"{s['total_seconds']:.1f}",
     "peak MB": lambda result, s: s["peak_memory_mb"] or "–",
 }
-SUMMARY = ("recipe", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%")
-FULL = tuple(name for name in COLUMNS if name != "mean ± std (n)")
+SUMMARY = ("recipe", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "seconds")
+FULL = tuple(name for name in COLUMNS if name not in ("mean ± std (n)", "seconds"))
+
+
+def markdown(columns, rows):
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def table(results, columns=FULL):
     """The lines of a Markdown table of those `results` that have runs."""
-    yield f"| {' | '.join(columns)} |"
-    yield "|" + " --- |" * len(columns)
-    for result in results:
-        if result["runs"]:
-            s = summarise(result["runs"])
-            yield f"| {' | '.join(str(COLUMNS[column](result, s)) for column in columns)} |"
+    rows = [(result, summarise(result["runs"])) for result in results if result["runs"]]
+    return markdown(columns, ([COLUMNS[column](result, s) for column in columns] for result, s in rows))
 
 
 def read(path):
@@ -77,35 +92,93 @@ def read(path):
         raise FileError(f"{path} cannot be read: {error}; restore it") from error
 
 
+def tables(columns):
+    """A kind of generated text: the table of all results in the files."""
+    return lambda files, old: "\n".join(table([result for file in files for result in read_results(file)], columns))
+
+
+def log(files, old):
+    return "\n".join(["```", *(read(file).rstrip("\n") for file in files), "```"])
+
+
+def tree(files, old):
+    """The `old` annotated list of files, with their numbers of lines."""
+
+    def counted(match):
+        lines = read(files[0] / match[1]).count("\n")
+        return f"{match[1]}{match[2]}{lines:4} "
+
+    return re.sub(r"^(\S+\.py)( +)\d+ ", counted, old.rstrip("\n"), flags=re.M)
+
+
+def machine(files, old):
+    """The machine and versions of the first result."""
+    result = read_results(files[0])[0]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
+    return f"Seconds of training: {threads} of {result['machine']}; {versions}."
+
+
+def ratio(files, old):
+    """How much sooner `fast` reaches a mean of 99.4% than the fastest of the published recipes."""
+    results = {result["recipe"]: summarise(result["runs"]) for result in read_results(files[0]) if result["runs"]}
+    seconds = {name: s["seconds"][(s["first_epoch"] or 0) - 1] for name, s in results.items()}
+    best = min((name for name in results if name in PUBLISHED), key=seconds.get)
+    verb = "reaches that" if results[best]["first_epoch"] else "has not reached that"
+    return (
+        f"`fast` trains for {seconds['fast']:.1f} s to a mean of {results['fast']['by_epoch'][-1]:.2f}% "
+        f"(n = {results['fast']['n']}); the fastest of the five, {best}, {verb} after {seconds[best]:.0f} s "
+        f"(n = {results[best]['n']}): **{seconds[best] / seconds['fast']:.0f} times** as long."
+    )
+
+
+def weights(files, old):
+    """A table of the JSON files of trained weights."""
+
+    def row(file):
+        about = json.loads(read(file))
+        correct, count = about["correct"], about["test_images"]
+        accuracy, error = 100 * correct / count, 100 * (correct * (count - correct) / count**3) ** 0.5
+        right, size = f"{correct:,} of {count:,}", f"{file.with_suffix('.pth').stat().st_size / 1000:.0f} KB"
+        return file.stem, f"{about['parameters']:,}", right, f"{accuracy:.2f} ± {error:.2f}%", size
+
+    columns = ("weights", "parameters", "test images right", "accuracy ± standard error", "size")
+    return "\n".join(markdown(columns, map(row, files)))
+
+
+def scaling(files, old):
+    """A table of what experiment.scaling measured."""
+
+    def row(case):
+        what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in case["case"].items())
+        return what, f"{statistics.median(case['seconds']):.1f}", max(case["peak_memory_mb"])
+
+    return "\n".join(
+        markdown(("what differs", "seconds per epoch", "peak MB"), map(row, json.loads(read(files[0]))["cases"]))
+    )
+
+
+KINDS = {
+    "summary table": tables(SUMMARY),
+    "full table": tables(FULL),
+    "log": log,
+    "tree": tree,
+    "machine": machine,
+    "ratio": ratio,
+    "weights": weights,
+    "scaling": scaling,
+}
+
+
 def filled(document):
-    """The text of the file `document` with every table and log in it regenerated."""
+    """The text of the file `document` with everything generated in it made anew."""
 
     def fill(match):
-        begin, kind, files, end = match.groups()
-        if kind == "log":
-            return f"{begin}```\n{read(document.parent / files)}```\n{end}"
-        results = [result for file in files.split() for result in read_results(document.parent / file)]
-        return begin + "\n".join(table(results, SUMMARY if kind == "summary table" else FULL)) + "\n" + end
+        begin, kind, files, old, end = match.groups()
+        files = [document.parent / file for file in files.split()]
+        return f"{begin}{KINDS[kind](files, old)}\n{end}"
 
-    return TABLE.sub(fill, read(document))
-
-
-def draw(results):
-    """PNG bytes: mean accuracy after each epoch over training seconds; the results should be of one session."""
-    from matplotlib.figure import Figure
-
-    picture, figure = io.BytesIO(), Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for result in (result for result in results if result["runs"]):
-        s = summarise(result["runs"])
-        style = "s:" if result["recipe"] in PUBLISHED else "o-"
-        axes.plot(s["seconds"], s["by_epoch"], style, markersize=4, label=f"{result['recipe']} (n = {s['n']})")
-    axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
-    axes.set(xscale="log", ylim=(98.5, 99.8), xlabel="training seconds", ylabel="mean test accuracy (%)")
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
-    figure.savefig(picture, dpi=120)
-    return picture.getvalue()
+    return GENERATED.sub(fill, read(document))
 
 
 @command
@@ -119,14 +192,16 @@ def main(argv=None):
     if args.check:
         for document in DOCUMENTS:
             if read(document) != filled(document):
-                raise FileError(f"{document}: a table or log is out of date; run python -m experiment.report")
+                raise FileError(f"{document}: a figure is out of date; run python -m experiment.report")
     elif args.files:
         for line in table([result for file in args.files for result in read_results(file)]):
             echo(line)
     else:
         for document in DOCUMENTS:
             replace_file(document, filled(document).encode())
-        replace_file(RESULTS / "accuracy_over_seconds.png", draw(read_results(RESULTS / "side-by-side.json")))
+        results = read_results(SITTING)
+        replace_file(RESULTS / "accuracy_over_seconds.png", pictures.accuracy_over_seconds(results))
+        replace_file(RESULTS / "overview.png", pictures.overview(results, WEIGHTS / "default.pth"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""The pictures of the READMEs, drawn from benchmarks. matplotlib is imported late, because that takes a second."""
+
+import io
+
+from experiment.published import PUBLISHED
+from experiment.results import TARGET, summarise
+
+OURS, OTHERS = "#0072B2", "#D55E00"  # colour-blind safe (Okabe and Ito)
+
+
+def png(figure):
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    return picture.getvalue()
+
+
+def summaries(results):
+    """(recipe, its summary, colour) of those `results` that have runs."""
+    for result in (result for result in results if result["runs"]):
+        yield result["recipe"], summarise(result["runs"]), OTHERS if result["recipe"] in PUBLISHED else OURS
+
+
+def draw_seconds_to_target(axes, results):
+    """A bar per recipe: training seconds until its mean accuracy is at least 99.4%; hatched: all, it never is."""
+    rows = [(s["seconds"][(s["first_epoch"] or 0) - 1], name, s, colour) for name, s, colour in summaries(results)]
+    rows.sort(key=lambda row: row[0])
+    for y, (seconds, _, s, colour) in enumerate(rows):
+        reached = s["first_epoch"] is not None
+        axes.barh(y, seconds, color=colour, alpha=1 if reached else 0.45, hatch="" if reached else "///")
+        text = f" {seconds:.0f} s" if seconds >= 10 else f" {seconds:.1f} s"
+        axes.text(seconds, y, text if reached else f"{text}: mean {s['by_epoch'][-1]:.2f}%", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [name for _, name, _, _ in rows])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlim=(1, 30 * rows[-1][0]), xlabel="training seconds to a mean of 99.4%")
+    axes.set_title("two CPU threads, one sitting; hatched: not reached", fontsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def accuracy_over_seconds(results):
+    """PNG bytes: mean accuracy after each epoch over training seconds; the results should be of one session."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes, rows = figure.subplots(), list(summaries(results))
+    for name, s, colour in rows:
+        axes.plot(s["seconds"], s["by_epoch"], "o-" if colour == OURS else "s:", color=colour, markersize=4)
+        where = (s["seconds"][-1], s["by_epoch"][-1])
+        axes.annotate(f"{name} (n = {s['n']})", where, (5, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
+    longest = max(s["seconds"][-1] for _, s, _ in rows)
+    axes.set(xscale="log", xlim=(1, 5 * longest), ylim=(98.5, 99.8))
+    axes.set(xlabel="training seconds", ylabel="mean test accuracy (%)")
+    axes.grid(alpha=0.3)
+    return png(figure)
