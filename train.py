@@ -6,7 +6,7 @@
     python train.py --resume runs/NAME            continue an interrupted run, bit for bit
     python train.py --evaluate runs/NAME/best.pt  test a checkpoint
 
-Each new run writes log.txt, metrics.json, curves.png, last.pt and best.pt into its own folder.
+Each new run writes log.txt, metrics.json, four pictures, last.pt and best.pt into its own folder.
 """
 
 import sys
@@ -67,8 +67,10 @@ def train(settings, run=None, on_epoch=None):
                 on_epoch(history)
         if dataset.holdout:  # test once, with the weights selected on the held-out images
             model.load_state_dict(run.best_weights())
-            history.test = evaluate(model, Loader(*dataset.test, EVAL_BATCH), settings.precision)
-        run.finish()
+        logits = predict(model, Loader(*dataset.test, EVAL_BATCH), settings.precision)
+        if dataset.holdout:
+            history.test = score(logits, dataset.test.labels)
+        run.finish(logits)
     return history
 
 
@@ -160,7 +162,7 @@ def main(argv=None, on_epoch=None):
     if options.evaluate:
         evaluate_checkpoint(options.evaluate, given)
         return
-    run = RunFolder(out=options.out, resume=options.resume)
+    run = RunFolder(options.out, options.resume, options.plots)
     try:
         if options.resume:
             settings = earlier_settings(run.checkpoint.settings, given, may_change=("data_dir",))

@@ -12,7 +12,7 @@ from experiment.history import History
 from experiment.settings import Recipe, Settings
 from model import Net
 
-FORMAT = 9
+FORMAT = 10
 
 
 @dataclass(frozen=True)

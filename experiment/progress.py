@@ -4,6 +4,7 @@ import math
 import sys
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from experiment.errors import DivergedError
@@ -12,19 +13,22 @@ from experiment.errors import DivergedError
 class Progress(tqdm):
     """A bar for an epoch of `steps` steps: `add` each batch, then read mean loss, accuracy and the last lr.
 
-    The values stay on the device for 25 steps at a time.
+    The values stay on the device for 25 steps at a time. Each time these are read, `curve` gets a point: the run's
+    step, its lr, and the mean cross-entropy of the 25 batches without label smoothing.
     """
 
     def __init__(self, steps, title):
         layout = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}"  # fits a terminal of 80 columns
         super().__init__(total=steps, desc=title, bar_format=layout, leave=False, disable=not on_terminal())
         self.pending, self.total_loss, self.correct, self.count, self.lr = [], 0.0, 0, 0, None
+        self.curve = []
 
     def add(self, step, lr, loss, logits, labels):
         """Count one batch: mean `loss` (scalar), `logits` (B, 10), `labels` (B,); `step` is the run's."""
         self.count += len(labels)
         self.correct = self.correct + (logits.argmax(1) == labels).sum()
-        self.pending.append((step, lr, loss.detach() * len(labels)))
+        unsmoothed = F.cross_entropy(logits.detach(), labels, reduction="sum")
+        self.pending.append((step, lr, len(labels), loss.detach() * len(labels), unsmoothed))
         self.lr = lr
         self.update()
         if len(self.pending) == 25:
@@ -32,12 +36,15 @@ class Progress(tqdm):
 
     def flush(self):
         """Add the pending losses, which must be finite, and show the means so far."""
-        values = torch.stack([loss for _, _, loss in self.pending]).tolist() if self.pending else []
-        for (step, lr, _), value in zip(self.pending, values):
-            if not math.isfinite(value):
-                raise DivergedError(f"the loss is {value} at step {step}, learning rate {lr:.4g}; try a lower --lr")
-        self.total_loss += sum(values)
-        self.pending = []
+        if self.pending:
+            steps, lrs, counts, losses, unsmoothed = zip(*self.pending)
+            losses, unsmoothed = torch.stack([torch.stack(losses), torch.stack(unsmoothed)]).tolist()
+            for step, lr, loss in zip(steps, lrs, losses):
+                if not math.isfinite(loss):
+                    raise DivergedError(f"the loss is {loss} at step {step}, learning rate {lr:.4g}; try a lower --lr")
+            self.total_loss += sum(losses)
+            self.curve.append({"step": step, "lr": lr, "loss": sum(unsmoothed) / sum(counts)})
+            self.pending = []
         self.set_postfix_str(f"loss={self.loss:.4f}, acc={self.accuracy:.2f}%, lr={self.lr:.4f}")
 
     @property
@@ -50,8 +57,8 @@ class Progress(tqdm):
 
 
 def on_terminal():
-    """Whether stderr, where the bar is drawn, is a terminal; it may be missing or closed."""
+    """Whether stderr, where the bar is drawn, is a terminal or a notebook; it may be missing or closed."""
     try:
-        return sys.stderr.isatty()
+        return sys.stderr.isatty() or type(sys.stderr).__module__ == "ipykernel.iostream"
     except (AttributeError, ValueError):
         return False
