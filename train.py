@@ -7,7 +7,7 @@
     python train.py --evaluate runs/NAME/best.pt  test a checkpoint
     torchrun --nproc-per-node 2 train.py          one model in several processes, one per GPU if there are any
 
-Each new run writes log.txt, metrics.json, curves.png, last.pt and best.pt into its own folder.
+Each new run writes log.txt, metrics.json, four pictures, last.pt and best.pt into its own folder.
 """
 
 import contextlib
@@ -74,9 +74,10 @@ def train(settings, run=None, on_epoch=None):
                 on_epoch(history)
         if dataset.holdout:  # test once, with the weights selected on the held-out images
             model.load_state_dict(distributed.broadcast(run.best_weights()))
-            test_loader = Loader(*distributed.part(dataset.test), EVAL_BATCH)
-            history.test = evaluate(model, test_loader, settings.precision)
-        run.finish()
+        logits = predict(model, Loader(*dataset.test, EVAL_BATCH), settings.precision)
+        if dataset.holdout:
+            history.test = score(logits, dataset.test.labels)
+        run.finish(logits)
     return history
 
 
@@ -170,7 +171,7 @@ def main(argv=None, on_epoch=None):
         evaluate_checkpoint(options.evaluate, given)
         return
     group = distributed.process_group(given.get("device"))
-    with group, contextlib.closing(open_run(options.out, options.resume)) as run:
+    with group, contextlib.closing(open_run(options.out, options.resume, options.plots)) as run:
         if options.resume:
             settings = earlier_settings(run.checkpoint.settings, given, may_change=("data_dir",))
         else:

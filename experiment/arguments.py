@@ -60,7 +60,7 @@ def add_flags(parser, *classes):
 
 
 def parse_args(description, argv=None):
-    """(options, given): the namespace of out, show, resume and evaluate, and a dict of the settings given as flags."""
+    """(options, given): a namespace of out, show, plots, resume and evaluate, and a dict of the settings given as flags."""
     parser = Parser(prog="train.py", description=description)
     about = "named set of values, which other flags override; the defaults shown are those of `default`"
     parser.add_argument("--recipe", choices=RECIPES, default=argparse.SUPPRESS, help=about)
@@ -68,6 +68,7 @@ def parse_args(description, argv=None):
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=path, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
     group.add_argument("--show", action="store_true", help="also show the curves in a window")
+    group.add_argument("--no-plots", dest="plots", action="store_false", help="draw no pictures into that folder")
     group = parser.add_argument_group("an earlier run, with its own settings").add_mutually_exclusive_group()
     group.add_argument(
         "--resume", type=path, metavar="RUN", help="continue the run in this folder after its last completed epoch"
@@ -75,7 +76,7 @@ def parse_args(description, argv=None):
     about = "only evaluate this checkpoint (last.pt or best.pt) on the test set"
     group.add_argument("--evaluate", type=path, metavar="CHECKPOINT", help=about)
     given = vars(parser.parse_args(argv))
-    options = argparse.Namespace(**{name: given.pop(name) for name in ("out", "show", "resume", "evaluate")})
+    options = argparse.Namespace(**{name: given.pop(name) for name in ("out", "show", "plots", "resume", "evaluate")})
     if options.out and (options.resume or options.evaluate):
         parser.error("--out cannot be combined with --resume or --evaluate, which do not start a new run")
     if options.show and options.evaluate:

@@ -8,9 +8,9 @@ from experiment.processes import rank
 from experiment.run_folder import RunFolder
 
 
-def open_run(out=None, resume=None):
-    """A RunFolder in the first process, in each other one a Follower."""
-    run = RunFolder(out, resume) if rank() == 0 else None
+def open_run(*options):
+    """A RunFolder(*options) in the first process, in each other one a Follower."""
+    run = RunFolder(*options) if rank() == 0 else None
     checkpoint = broadcast(run and run.checkpoint)
     return run or Follower(checkpoint)
 
@@ -36,7 +36,7 @@ class Follower:
     def save_epoch(self):
         pass
 
-    def finish(self):
+    def finish(self, logits):
         pass
 
     def close(self):

@@ -25,7 +25,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch, on `images` images: accuracies in percent, `lr` of its last step, `seconds` of training alone."""
+    """One epoch, on `images` images: accuracies in percent, `lr` of its last step, `seconds` of training alone.
+
+    `curve` has a dict of step, lr and loss for every 25 steps, as experiment.progress.Progress collects them.
+    """
 
     number: int
     images: int
@@ -34,6 +37,7 @@ class Epoch:
     train_accuracy: float
     evaluation: Evaluation
     seconds: float
+    curve: list[dict]
 
     @property
     def accuracy(self):
@@ -62,7 +66,7 @@ class History:
         if not math.isfinite(evaluation.loss):
             raise DivergedError(f"the {self.split} loss is {evaluation.loss} after epoch {number}; try a lower --lr")
         training = (progress.count, progress.lr, progress.loss, progress.accuracy)
-        self.epochs.append(Epoch(number, *training, evaluation, round(seconds, 3)))
+        self.epochs.append(Epoch(number, *training, evaluation, round(seconds, 3), progress.curve))
 
     @property
     def best(self):
@@ -109,6 +113,7 @@ class History:
                 f"{split}_loss": epoch.evaluation.loss,
                 f"{split}_accuracy": epoch.accuracy,
                 "seconds": epoch.seconds,
+                "curve": epoch.curve,
             }
             for epoch in self.epochs
         ]

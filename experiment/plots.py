@@ -1,15 +1,30 @@
-"""Pictures of a run. matplotlib is imported late, because that takes a second."""
+"""The pictures of a finished run. matplotlib and scikit-learn are imported late, because that takes a second.
+
+Every function draws into an empty matplotlib Figure, from the content of metrics.json, the data.Dataset and the logits
+(N, 10) of its test images.
+"""
 
 import io
+import math
+
+import torch
+
+from data import RandomAffine
+from model import SIDE
+
+WIDTH = 8.3  # inches of every picture: at the width of a README, 830 pixels, text of 10 points is easy to read
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind too (Okabe and Ito)
+GREY = "0.45"
+MISTAKES, COLUMNS = 64, 10  # at most so many wrong images, so many in a row
 
 
-def curves_png(metrics):
-    """The bytes of curves.png, drawn from `metrics`, the content of metrics.json; needs no display."""
+def png(draw, metrics, dataset, logits):
+    """The bytes of the PNG that `draw` draws; needs no display."""
     from matplotlib.figure import Figure
 
-    figure, picture = Figure(figsize=(10, 4), layout="constrained"), io.BytesIO()
-    draw_curves(figure, metrics)
-    figure.savefig(picture, dpi=120)
+    figure, picture = Figure(layout="constrained"), io.BytesIO()
+    draw(figure, metrics, dataset, logits.cpu())
+    figure.savefig(picture, dpi=160)
     return picture.getvalue()
 
 
@@ -17,27 +32,171 @@ def show_curves(metrics):
     """Show the curves in a window and wait until it is closed."""
     import matplotlib.pyplot as plt
 
-    draw_curves(plt.figure(figsize=(10, 4), layout="constrained"), metrics)
+    draw_curves(plt.figure(layout="constrained"), metrics)
     plt.show()
 
 
-def draw_curves(figure, metrics):
-    """Draw loss and accuracy over the epochs into the empty `figure`, in training and on the evaluated split."""
-    split = "test" if metrics["holdout"] is None else "holdout"
-    epochs = [epoch["epoch"] for epoch in metrics["epochs"]]
-    left, right = figure.subplots(1, 2)
-    for axes, quantity, unit in ((left, "loss", ""), (right, "accuracy", " (%)")):
-        for name in ("train", split):
-            values = [epoch[f"{name}_{quantity}"] for epoch in metrics["epochs"]]
-            smoothed = name == "train" and quantity == "loss" and metrics["config"]["label_smoothing"] > 0
-            axes.plot(epochs, values, marker="o", label=name + " (smoothed labels)" * smoothed)
-        axes.set(xlabel="epoch", ylabel=quantity + unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    if metrics["target"] is not None:
-        right.axhline(metrics["target"], color="grey", linestyle="--", label=f"target {metrics['target']:g}%")
-    left.legend(loc="upper right")
-    right.legend(loc="lower right")
-    title = f"{metrics['recipe']} on {metrics['dataset']}: {metrics['params']} parameters, seed {metrics['seed']}"
+def write_title(figure, metrics, text):
+    """Write `text`, and below it which run this is."""
+    run = f"{metrics['recipe']} on {metrics['dataset']}, {metrics['params']:,} parameters, seed {metrics['seed']}"
     # A folder's name may hold "$", which is not mathematics here, or bytes that are not text.
-    figure.suptitle(title.encode(errors="backslashreplace").decode(), parse_math=False)
+    text = f"{text}\n{run}".encode(errors="backslashreplace").decode()
+    figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=11, parse_math=False)
+
+
+def when(metrics):
+    """Of which epoch the weights are that the test images were shown to."""
+    epochs = metrics["epochs"]
+    if metrics["holdout"] is None:
+        return f"after epoch {len(epochs)}"
+    best = max(epochs, key=lambda epoch: epoch["holdout_accuracy"])
+    return f"with the weights of epoch {best['epoch']}, the best on held-out images"
+
+
+def curve_points(epochs):
+    """(position, lr, loss) of every point of the curves of all epochs; the position is in fractional epochs."""
+    start = 0
+    for epoch in epochs:
+        end = epoch["curve"][-1]["step"]
+        for point in epoch["curve"]:
+            yield epoch["epoch"] - (end - point["step"]) / (end - start), point["lr"], point["loss"]
+        start = end
+
+
+def draw_curves(figure, metrics, dataset=None, logits=None):
+    """Loss, accuracy and learning rate over the epochs, in training and on the evaluated split."""
+    epochs, split = metrics["epochs"], "test" if metrics["holdout"] is None else "holdout"
+    numbers, (positions, rates, losses) = [epoch["epoch"] for epoch in epochs], zip(*curve_points(epochs))
+    figure.set_size_inches(WIDTH, 6.4)
+    loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(4, 4, 1.3))
+    last = metrics["test_accuracy"] if metrics["holdout"] else metrics["final_test_accuracy"]
+    write_title(figure, metrics, f"{last:.2f}% of the test images right {when(metrics)}")
+
+    smoothing = ", without label smoothing" * (metrics["config"]["label_smoothing"] > 0)
+    loss.plot(positions, losses, color=VERMILLION, linewidth=1.2, label=f"training, means of 25 steps{smoothing}")
+    loss.plot(numbers, [epoch[f"{split}_loss"] for epoch in epochs], "o-", color=BLUE, markersize=5, label=split)
+    loss.set(ylabel="cross-entropy", yscale="log")
+    label_loss(loss.yaxis)
+
+    for name, color in (("train", VERMILLION), (split, BLUE)):
+        values = [epoch[f"{name}_accuracy"] for epoch in epochs]
+        label = "training, means of an epoch" if name == "train" else split
+        accuracy.plot(numbers, values, "o-", color=color, markersize=5, label=label)
+    accuracy.annotate(f"{values[-1]:.2f}%", (numbers[-1], values[-1]), (0, 7), textcoords="offset points", ha="right")
+    accuracy.set_ylabel("accuracy (%)")
+    if metrics["target"] is not None:
+        accuracy.axhline(metrics["target"], color=GREY, linestyle="--", label=f"target {metrics['target']:g}%")
+    zoom_in_at_the_top(accuracy)
+
+    rate.plot(positions, rates, color=GREEN)
+    rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None), xlim=(0, 1.01 * len(epochs)))
+    rate.xaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    for axes in (loss, accuracy, rate):
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.legend(frameon=False)
+    accuracy.legend(frameon=False, loc="lower right")
+
+
+def label_loss(axis):
+    """Label the logarithmic `axis` with plain numbers: 0.1, 0.2, 0.5, 1, …"""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(LogLocator(subs=()))
+
+
+def zoom_in_at_the_top(axes):
+    """Scale the accuracies on the y axis by the logarithm of their error: half as many mistakes are always as far."""
+    import numpy as np
+    from matplotlib.ticker import FixedLocator
+
+    top = 100.05  # keeps 100% finite
+    errors = [top - value for line in axes.lines for value in line.get_ydata()]
+    axes.set_yscale("function", functions=(lambda y: -np.log10(top - y), lambda y: top - 10**-y))
+    axes.set_ylim(max(0, top - 1.5 * max(errors)), min(100, top - min(errors) / 1.5))
+    axes.yaxis.set_major_locator(FixedLocator([0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 100]))
+    axes.yaxis.set_minor_locator(FixedLocator([99 + tenths / 10 for tenths in range(10)]))
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def draw_mistakes(figure, metrics, dataset, logits):
+    """The test images that the net got wrong, the most confident first."""
+    images, labels = (tensor.cpu() for tensor in dataset.test)
+    probabilities, predictions = logits.softmax(1).max(1)
+    wrong = (predictions != labels).nonzero().flatten()
+    shown = wrong[probabilities[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
+    which = f"the {MISTAKES} of the highest probability" if len(wrong) > MISTAKES else "true → predicted, probability"
+    write_title(figure, metrics, f"{len(wrong):,} of {len(labels):,} test images wrong {when(metrics)}: {which}")
+    rows = max(1, math.ceil(len(shown) / COLUMNS))
+    axes = blank_axes(figure, height=0.7 + rows, right=COLUMNS, bottom=1.25 * rows)
+    for place, index in enumerate(shown):
+        row, column = divmod(place, COLUMNS)
+        draw_image(axes, images[index, 0] / 255, column, 1.25 * row)
+        text = f"{labels[index]} → {predictions[index]}  {probabilities[index]:.2f}"
+        axes.text(column + 0.46, 1.25 * row + 0.94, text, ha="center", va="top", fontsize=8.5)
+
+
+def draw_augmented(figure, metrics, dataset, logits):
+    """Training images, and below each what the net is given instead in the augmented part of a run."""
+    config, images = metrics["config"], dataset.train.images[:8].cpu() / 255
+    augment = RandomAffine(*(config[name] for name in ("rotation", "translate", "scale", "shear", "margin")))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(metrics["seed"])
+        augmented = augment(images)
+    part = f"the first {100 * config['augment_until']:g}% of the run"
+    write_title(figure, metrics, f"Training images, and as the net sees them in {part}")
+    axes = blank_axes(figure, height=2.8, right=len(images), bottom=2)
+    for column, (image, changed) in enumerate(zip(images, augmented)):
+        draw_image(axes, image[0], column, 0)
+        draw_image(axes, changed[0], column, 1)
+
+
+def blank_axes(figure, height, right, bottom):
+    """Axes without frame or ticks, for images at (x, y) from (0, 0) to (right, bottom)."""
+    figure.set_size_inches(WIDTH, height)
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set(xlim=(0, right), ylim=(bottom, 0), aspect="equal", autoscale_on=False)
+    return axes
+
+
+def draw_image(axes, image, x, y):
+    """Draw `image` (S, S), floats in 0..1, black on white into the square from (x, y); 28 pixels are 0.92 wide."""
+    margin, side = 0.92 * (SIDE - len(image)) / (2 * SIDE), 0.92 * len(image) / SIDE
+    extent = (x + margin, x + margin + side, y + margin + side, y + margin)
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent)
+
+
+def draw_confusion(figure, metrics, dataset, logits):
+    """How often which digit was taken for which; mistakes are coloured, a few of them as visibly as many."""
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.colors import PowerNorm
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
+    matrix = confusion_matrix(dataset.test.labels.cpu(), logits.argmax(1), labels=range(10))
+    right = np.eye(10, dtype=bool)
+    mistakes = np.ma.masked_where(right, matrix)
+    figure.set_size_inches(WIDTH, 5.2)
+    write_title(figure, metrics, f"{mistakes.sum():,} of {matrix.sum():,} test images wrong {when(metrics)}")
+    display = ConfusionMatrixDisplay(matrix).plot(
+        ax=figure.subplots(),
+        cmap=colormaps["Oranges"].with_extremes(bad="0.93"),
+        colorbar=False,
+        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 2 * mistakes.max())), "aspect": "auto"},
+        text_kw={"color": "black"},
+    )
+    display.im_.set_data(mistakes)
+    for text in display.text_[(matrix == 0) & ~right]:
+        text.set_text("")
+    display.ax_.set(xlabel="predicted", ylabel="true")
+
+
+PICTURES = {  # file name: function that draws it
+    "curves.png": draw_curves,
+    "mistakes.png": draw_mistakes,
+    "confusion.png": draw_confusion,
+    "augmented.png": draw_augmented,
+}

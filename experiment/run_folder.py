@@ -1,4 +1,4 @@
-"""The folder of a run: log.txt, metrics.json, last.pt, best.pt and curves.png, for a new run or a resumed one."""
+"""The folder of a run: log.txt, metrics.json, last.pt, best.pt and pictures, for a new run or a resumed one."""
 
 import contextlib
 import itertools
@@ -22,18 +22,20 @@ from experiment.machine import peak_memory_mb
 from experiment.processes import world_size
 from model import count_parameters
 
-FILES = ("log.txt", "metrics.json", "curves.png", "last.pt", "best.pt")
+FILES = ("log.txt", "metrics.json", "last.pt", "best.pt", *plots.PICTURES)
 
 
 class RunFolder:
     """Where a run writes, and which checkpoint it starts from if it is resumed.
 
     A new run creates its folder, `out` or runs/<time>-seed<N>, in `start`: a run rejected before that leaves nothing
-    on disk. `resume`, the folder of an earlier run, is locked and its last.pt loaded at once.
+    on disk. `resume`, the folder of an earlier run, is locked and its last.pt loaded at once. Without `plots`, no
+    pictures are drawn.
     """
 
-    def __init__(self, out=None, resume=None):
+    def __init__(self, out=None, resume=None, plots=True):
         self.began, self.out, self.lock, self.checkpoint = time.perf_counter(), out, None, None
+        self.plots = plots
         if resume is None:
             return
         if not os.path.exists(Path(resume, "last.pt")):
@@ -138,16 +140,17 @@ class RunFolder:
         """state_dict of the model after its best epoch."""
         return Checkpoint.load(self.path / "best.pt").model
 
-    def finish(self):
-        """Log the summary, draw curves.png and write the final metrics.json."""
+    def finish(self, logits):
+        """Log the summary, draw the pictures, and write the final metrics.json; `logits` (N, 10) of the test images."""
         history = self.history
         self.log(f"Parameters: {count_parameters(self.parts[0])}")
         for line in history.summary(self.settings.target):
             self.log(line)
-        try:
-            replace_file(self.path / "curves.png", plots.curves_png(self.metrics()))
-        except Exception as error:  # a matplotlib failure must not fail a finished run
-            self.log(f"Warning: curves.png could not be drawn ({type(error).__name__}: {error})")
+        for name, draw in plots.PICTURES.items() if self.plots else ():
+            try:
+                replace_file(self.path / name, plots.png(draw, self.metrics(), self.dataset, logits))
+            except Exception as error:  # a matplotlib failure must not fail a finished run
+                self.log(f"Warning: {name} could not be drawn ({type(error).__name__}: {error})")
         self.write_metrics()
         memory = f", peak memory {history.peak_memory_mb} MB" if history.peak_memory_mb else ""
         self.log(f"Training time: {history.train_seconds:.1f} s, in total {history.total_seconds:.1f} s{memory}")
