@@ -1,9 +1,15 @@
 """The pictures of the READMEs, drawn from benchmarks. matplotlib is imported late, because that takes a second."""
 
 import io
+import math
 
+from data import Loader
+from experiment.datasets import load_mnist
+from experiment.plots import draw_answers, mistakes
 from experiment.published import PUBLISHED
 from experiment.results import TARGET, summarise
+from experiment.weights import load_net
+from train import predict
 
 OURS, OTHERS = "#0072B2", "#D55E00"  # colour-blind safe (Okabe and Ito)
 
@@ -52,4 +58,21 @@ def accuracy_over_seconds(results):
     axes.set(xscale="log", xlim=(1, 5 * longest), ylim=(98.5, 99.8))
     axes.set(xlabel="training seconds", ylabel="mean test accuracy (%)")
     axes.grid(alpha=0.3)
+    return png(figure)
+
+
+def overview(results, weights):
+    """PNG bytes: seconds to a mean of 99.4% of all recipes; every mistake of the net in the file `weights`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_seconds_to_target(left, results)
+    images, labels = load_mnist().test
+    logits = predict(load_net(weights), Loader(images, labels, 1000), "fp32")
+    wrong, columns = mistakes(labels, logits), 9
+    right.set(xlim=(0, columns), ylim=(1.25 * math.ceil(len(wrong) / columns), 0), aspect="equal", autoscale_on=False)
+    right.axis("off")
+    right.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
+    draw_answers(right, images, labels, logits, wrong, columns, "{} → {}")
     return png(figure)

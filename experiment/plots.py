@@ -121,21 +121,32 @@ def zoom_in_at_the_top(axes):
     axes.yaxis.set_major_formatter("{x:g}")
 
 
-def draw_mistakes(figure, metrics, dataset, logits):
-    """The test images that the net got wrong, the most confident first."""
-    images, labels = (tensor.cpu() for tensor in dataset.test)
+def mistakes(labels, logits):
+    """Indices of the images that `logits` (N, 10) get wrong, the most confident first."""
     probabilities, predictions = logits.softmax(1).max(1)
     wrong = (predictions != labels).nonzero().flatten()
-    shown = wrong[probabilities[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
+    return wrong[probabilities[wrong].argsort(descending=True, stable=True)]
+
+
+def draw_mistakes(figure, metrics, dataset, logits):
+    """The test images that the net got wrong, the most confident first."""
+    labels = dataset.test.labels.cpu()
+    wrong = mistakes(labels, logits)
     which = f"the {MISTAKES} of the highest probability" if len(wrong) > MISTAKES else "true → predicted, probability"
     write_title(figure, metrics, f"{len(wrong):,} of {len(labels):,} test images wrong {when(metrics)}: {which}")
-    rows = max(1, math.ceil(len(shown) / COLUMNS))
+    rows = max(1, math.ceil(min(len(wrong), MISTAKES) / COLUMNS))
     axes = blank_axes(figure, height=0.7 + rows, right=COLUMNS, bottom=1.25 * rows)
-    for place, index in enumerate(shown):
-        row, column = divmod(place, COLUMNS)
+    draw_answers(axes, dataset.test.images.cpu(), labels, logits, wrong[:MISTAKES], COLUMNS, "{} → {}  {:.2f}")
+
+
+def draw_answers(axes, images, labels, logits, indices, columns, text):
+    """Draw the images of `indices` in rows of `columns`, each 1.25 high, and `text` below, of label, answer, probability."""
+    probabilities, predictions = logits.softmax(1).max(1)
+    for place, index in enumerate(indices.tolist()):
+        row, column = divmod(place, columns)
         draw_image(axes, images[index, 0] / 255, column, 1.25 * row)
-        text = f"{labels[index]} → {predictions[index]}  {probabilities[index]:.2f}"
-        axes.text(column + 0.46, 1.25 * row + 0.94, text, ha="center", va="top", fontsize=8.5)
+        answer = text.format(labels[index], predictions[index], probabilities[index])
+        axes.text(column + 0.46, 1.25 * row + 0.94, answer, ha="center", va="top", fontsize=8.5)
 
 
 def draw_augmented(figure, metrics, dataset, logits):

@@ -11,7 +11,6 @@ from experiment.distributed import total
 from experiment.errors import DivergedError
 from experiment.processes import rank
 
-
 STEPS = 25
 
 
