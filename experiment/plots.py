@@ -140,7 +140,7 @@ def draw_mistakes(figure, metrics, dataset, logits):
 
 
 def draw_answers(axes, images, labels, logits, indices, columns, text):
-    """Draw the images of `indices` in rows of `columns`, each 1.25 high, and `text` below, of label, answer, probability."""
+    """Draw the images of `indices` in rows of `columns`, each 1.25 high; `text` takes label, answer and probability."""
     probabilities, predictions = logits.softmax(1).max(1)
     for place, index in enumerate(indices.tolist()):
         row, column = divmod(place, columns)
