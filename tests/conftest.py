@@ -56,7 +56,7 @@ def one_thread():
 
 
 def optional(module):
-    """The module of that name, which requirements.txt lacks; where it is missing the test is skipped, or in CI fails."""
+    """The module of that name, which requirements.txt lacks; if it is missing, the test is skipped, or in CI fails."""
     try:
         return importlib.import_module(module)
     except ImportError:
