@@ -3,9 +3,9 @@
     python benchmark.py default fast --runs 20 --seed 1000 --out results/ours.json
     python benchmark.py net-11034 --runs 3 --out results/published.json       a published recipe
 
-A run is `python train.py --recipe NAME --seed S --target none` or `python -m experiment.train_published NAME`. It is
-written to the file as soon as it is finished: the same command continues an interrupted benchmark, one with other
-recipes adds these.
+A run is `python train.py --recipe NAME --seed S --target none --no-plots` or `python -m experiment.train_published
+NAME`. It is written to the file as soon as it is finished: the same command continues an interrupted benchmark, one
+with other recipes adds these.
 """
 
 import sys
@@ -71,7 +71,7 @@ def train_once(result, seed, data_dir=None, gpu=None):
     """
     name, flags = result["recipe"], ("seed", "device", "threads")
     if name in RECIPES:
-        module, flags = ["train", "--recipe", name, "--target", "none"], (*flags, "precision")
+        module, flags = ["train", "--recipe", name, "--target", "none", "--no-plots"], (*flags, "precision")
     else:
         module = ["experiment.train_published", name]
     values = {**result, "seed": seed}

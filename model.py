@@ -3,6 +3,9 @@
 python model.py        prints the layer table
 """
 
+import contextlib
+import io
+
 import torch
 from torch import nn
 
@@ -91,7 +94,23 @@ def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def receptive_fields(model):
+    """For each block, the side in pixels of the square of the image that one of its outputs depends on."""
+    side, step, fields = 1, 1, []  # step: pixels of the image from one output to the next
+    for block in model.blocks:
+        for module in block:
+            kernel, stride = (torch.tensor(getattr(module, name, 1)).max().item() for name in ("kernel_size", "stride"))
+            side, step = side + (kernel - 1) * step, step * stride
+        fields.append(side)
+    return fields
+
+
 if __name__ == "__main__":
     from torchsummary import summary
 
-    summary(Net(), (1, SIDE, SIDE), device="cpu")
+    net, table = Net(), io.StringIO()
+    with contextlib.redirect_stdout(table):
+        summary(net, (1, SIDE, SIDE), device="cpu")
+    fields = iter(receptive_fields(net))
+    for line in table.getvalue().splitlines():
+        print(line + ("   receptive field {0}x{0}".format(next(fields)) if "SiLU" in line else ""))  # ends a block

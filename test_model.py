@@ -18,7 +18,7 @@ import train
 from experiment.datasets import load_mnist
 from experiment.errors import DownloadError
 from experiment.settings import RECIPES, Recipe
-from model import ANTIALIAS, Net, count_parameters, pooling
+from model import ANTIALIAS, Net, count_parameters, pooling, receptive_fields
 
 PARAMETERS = 19_882
 ROOT = Path(__file__).parent
@@ -59,6 +59,8 @@ def test_the_script_prints_a_table_of_all_layers_and_the_count():
     names = re.findall(r"^ *(\w+)-\d+ ", result.stdout, re.M)
     leaves = [type(module).__name__ for module in Net().modules() if not list(module.children())]
     assert Counter(leaves) == Counter(name for name in names if name != "ConvBlock")
+    fields = re.findall(r"SiLU-.* receptive field (\d+)x(\d+)$", result.stdout, re.M)
+    assert fields == [(str(side), str(side)) for side in receptive_fields(Net())]
 
 
 def test_defaults_are_those_of_the_default_recipe():
@@ -146,6 +148,22 @@ def test_antialiased_net_changes_less_when_the_image_moves():
         logits, moved = net(images), net(images.roll(1, dims=3))
         changes.append((logits - moved).std() / logits.std())
     assert changes[2] < 0.95 * changes[0]
+
+
+@pytest.mark.parametrize("antialias", ANTIALIAS)
+@pytest.mark.parametrize("recipe", ["default", "tiny"])
+def test_the_receptive_field_of_a_block_is_the_square_of_pixels_with_a_gradient(recipe, antialias):
+    torch.manual_seed(0)
+    net = Net(**{**RECIPES[recipe].network, "antialias": antialias}).double().eval()
+    images = torch.rand(48, 1, 96, 96, dtype=torch.double, requires_grad=True)  # in many, each maximum is elsewhere
+    features, fields = images, receptive_fields(net)
+    assert len(fields) == len(net.blocks)
+    for block, side in zip(net.blocks, fields):
+        features = block(features)
+        middle = features.shape[-1] // 2
+        [gradient] = torch.autograd.grad(features[:, :, middle, middle].sum(), images, retain_graph=True)
+        used = gradient.abs().sum((0, 1)) > 0
+        assert used.any(0).sum() == used.any(1).sum() == side and used.sum() == side**2
 
 
 def test_every_parameter_gets_a_gradient(model):

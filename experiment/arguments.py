@@ -60,7 +60,7 @@ def add_flags(parser, *classes):
 
 
 def parse_args(description, argv=None):
-    """(options, given): a namespace of out, show, plots, resume and evaluate; a dict of the settings given as flags."""
+    """(options, given): a namespace of what is no setting, such as out, and a dict of the settings given as flags."""
     parser = Parser(prog="train.py", description=description)
     about = "named set of values, which other flags override; the defaults shown are those of `default`"
     parser.add_argument("--recipe", choices=RECIPES, default=argparse.SUPPRESS, help=about)

@@ -14,7 +14,6 @@ from model import SIDE
 
 WIDTH = 8.3  # inches of every picture: at the width of a README, 830 pixels, text of 10 points is easy to read
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind too (Okabe and Ito)
-GREY = "0.45"
 MISTAKES, COLUMNS = 64, 10  # at most so many wrong images, so many in a row
 
 
@@ -41,7 +40,7 @@ def write_title(figure, metrics, text):
     run = f"{metrics['recipe']} on {metrics['dataset']}, {metrics['params']:,} parameters, seed {metrics['seed']}"
     # A folder's name may hold "$", which is not mathematics here, or bytes that are not text.
     text = f"{text}\n{run}".encode(errors="backslashreplace").decode()
-    figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=11, parse_math=False)
+    figure.suptitle(text, x=0.01, ha="left", fontsize=11, parse_math=False)
 
 
 def when(metrics):
@@ -85,7 +84,7 @@ def draw_curves(figure, metrics, dataset=None, logits=None):
     accuracy.annotate(f"{values[-1]:.2f}%", (numbers[-1], values[-1]), (0, 7), textcoords="offset points", ha="right")
     accuracy.set_ylabel("accuracy (%)")
     if metrics["target"] is not None:
-        accuracy.axhline(metrics["target"], color=GREY, linestyle="--", label=f"target {metrics['target']:g}%")
+        accuracy.axhline(metrics["target"], color="0.45", linestyle="--", label=f"target {metrics['target']:g}%")
     zoom_in_at_the_top(accuracy)
 
     rate.plot(positions, rates, color=GREEN)

@@ -20,6 +20,8 @@ import re
 import statistics
 from pathlib import Path
 
+import torch
+
 from experiment import pictures
 from experiment.command import Parser, command, echo, path
 from experiment.errors import FileError
@@ -27,6 +29,7 @@ from experiment.files import replace_file
 from experiment.published import PUBLISHED
 from experiment.results import read_results, summarise
 from experiment.weights import WEIGHTS
+from model import SIDE, Net, count_parameters, receptive_fields
 
 RESULTS = Path(__file__).parents[1] / "results"
 SITTING = RESULTS / "side-by-side.json"  # one session, with the published recipes: its times compare
@@ -158,7 +161,34 @@ def scaling(files, old):
     )
 
 
+def layers(files, old):
+    """A table of the blocks of the default network."""
+    net, fields = Net(), receptive_fields(Net())
+    shapes = []
+    for block in net.blocks:
+        block.register_forward_hook(
+            lambda block, inputs, output: shapes.append("{} × {} × {}".format(*output.shape[1:]))
+        )
+    net.eval()(torch.zeros(1, 1, SIDE, SIDE))
+    rows = [
+        (
+            f"block {i}",
+            "{0} × {0} convolution".format(block[0].kernel_size[0]),
+            shape,
+            f"{field} × {field}",
+            f"{count:,}",
+        )
+        for i, (block, shape, field) in enumerate(zip(net.blocks, shapes, fields), 1)
+        for count in [count_parameters(block)]
+    ]
+    rows.append(
+        ("head", "global average pooling, dropout, linear", "10", "all", f"{count_parameters(net.classifier):,}")
+    )
+    return "\n".join(markdown(("", "", "output", "receptive field", "parameters"), rows))
+
+
 KINDS = {
+    "layers": layers,
     "summary table": tables(SUMMARY),
     "full table": tables(FULL),
     "log": log,

@@ -1,5 +1,6 @@
 """What the tests share: a small data set, runs of train.py in this process, and one thread for all of them."""
 
+import importlib
 import json
 import os
 import re
@@ -52,6 +53,14 @@ def signals_as_in_a_terminal():
 def one_thread():
     yield
     torch.set_num_threads(1)  # whatever the test has set
+
+
+def optional(module):
+    """The module of that name, which requirements.txt lacks; if it is missing, the test is skipped, or in CI fails."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {module}: pip install {module}")
 
 
 def idx_bytes(array):

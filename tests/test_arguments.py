@@ -71,11 +71,23 @@ def test_help_names_every_setting_with_its_default(capsys):
 
 def test_only_what_is_typed_is_given():
     options, given = parse_args("", [])
-    assert given == {} and vars(options) == {"out": None, "show": False, "resume": None, "evaluate": None}
-    argv = ["--recipe", "fast", "--no-separable", "--widths", *"45678", "--target", "None", "--out", "a folder"]
+    assert given == {}
+    assert vars(options) == {"out": None, "show": False, "plots": True, "resume": None, "evaluate": None}
+    argv = [
+        "--recipe",
+        "fast",
+        "--no-separable",
+        "--widths",
+        *"45678",
+        "--target",
+        "None",
+        "--no-plots",
+        "--out",
+        "a folder",
+    ]
     options, given = parse_args("", argv)
     assert given == {"recipe": "fast", "separable": False, "widths": (4, 5, 6, 7, 8), "target": None}
-    assert options.out == "a folder"
+    assert options.out == "a folder" and not options.plots
 
 
 def test_new_settings_are_those_of_the_recipe_and_the_flags():

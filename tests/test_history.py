@@ -12,7 +12,8 @@ from experiment.history import Epoch, Evaluation, History
 
 def training(lr, loss, accuracy):
     """What the Progress of an epoch measured."""
-    return SimpleNamespace(count=60, lr=lr, loss=loss, accuracy=accuracy)
+    curve = [{"step": 25, "lr": 2 * lr, "loss": loss}, {"step": 30, "lr": lr, "loss": loss / 2}]
+    return SimpleNamespace(count=60, lr=lr, loss=loss, accuracy=accuracy, curve=curve)
 
 
 def history_of(*correct, split="test", **rest):
@@ -92,6 +93,7 @@ def test_metrics_of_a_run_that_is_evaluated_on_the_test_set():
                 "test_loss": 1.0,
                 "test_accuracy": 50.0,
                 "seconds": 1.0,
+                "curve": [{"step": 25, "lr": 0.2, "loss": 2.0}, {"step": 30, "lr": 0.1, "loss": 1.0}],
             },
             {
                 "epoch": 2,
@@ -102,6 +104,7 @@ def test_metrics_of_a_run_that_is_evaluated_on_the_test_set():
                 "test_loss": 0.5,
                 "test_accuracy": 90.0,
                 "seconds": 2.001,
+                "curve": [{"step": 25, "lr": 0.4, "loss": 1.0}, {"step": 30, "lr": 0.2, "loss": 0.5}],
             },
         ],
         "best_test_accuracy": 90.0,

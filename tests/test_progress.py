@@ -22,16 +22,21 @@ def batches(sizes):
 
 @pytest.mark.parametrize("steps", [1, 24, 25, 26, 60])
 def test_loss_and_accuracy_equal_those_of_a_slow_loop_over_uneven_batches(steps):
-    sizes, losses, hits = [1 + step * 7 % 32 for step in range(steps)], [], []
+    """The loss is the one that is given, here half; the curve's is that of the logits, per 25 steps."""
+    sizes, losses, hits, curve = [1 + step * 7 % 32 for step in range(steps)], [], [], {}
     with Progress(steps, "title") as progress:
         for step, (logits, labels) in enumerate(batches(sizes), 1):
-            progress.add(step, 0.5 / step, F.cross_entropy(logits.requires_grad_(), labels), logits, labels)
+            progress.add(step, 0.5 / step, F.cross_entropy(logits.requires_grad_(), labels) / 2, logits, labels)
             for row, label in zip(logits.tolist(), labels.tolist()):
                 losses.append(math.log(sum(map(math.exp, row))) - row[label])
+                curve.setdefault(min(math.ceil(step / 25) * 25, steps), []).append(losses[-1])
                 hits.append(row[label] == max(row))
         progress.flush()
     assert len(losses) == sum(sizes)
-    assert progress.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert progress.loss == pytest.approx(sum(losses) / len(losses) / 2, rel=1e-5)
+    assert [(point["step"], point["lr"]) for point in progress.curve] == [(step, 0.5 / step) for step in curve]
+    means = [sum(values) / len(values) for values in curve.values()]
+    assert [point["loss"] for point in progress.curve] == pytest.approx(means, rel=1e-5)
     assert progress.accuracy == 100 * sum(hits) / len(hits)
     assert progress.lr == 0.5 / steps
 

@@ -29,6 +29,7 @@ import train
 from experiment.errors import FileError
 from experiment.files import lock
 from experiment.mnist_files import FILES as MNIST_FILES
+from experiment.plots import PICTURES
 from experiment.run_folder import FILES, RunFolder, create_folder
 from experiment.settings import Recipe, Settings
 
@@ -182,10 +183,12 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_started_anew(tmp_path, 
 
 def test_a_finished_run_is_resumed_without_training(whole_run, tmp_path):
     folder = shutil.copytree(whole_run, tmp_path / "run")
-    (folder / "curves.png").unlink()
+    for name in PICTURES:
+        (folder / name).unlink()
     assert run(*RUN, "--resume", folder, on_epoch=pytest.fail) == 0  # its own flags are welcome
     assert same(without_times(folder), without_times(whole_run))
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in PICTURES:
+        assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -288,4 +291,5 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr == ""
     assert "Training time: " in result.stdout and "test_accuracy" in read_metrics(out)
-    assert (out / "curves.png").exists() != ("Warning: curves.png could not be drawn (" in result.stdout)
+    for name in PICTURES:
+        assert (out / name).exists() != (f"Warning: {name} could not be drawn (" in result.stdout)

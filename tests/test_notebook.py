@@ -1,0 +1,78 @@
+"""The notebook runs from top to bottom, and is committed with what it shows.
+
+python -m tests.test_notebook    runs it on MNIST and writes it with its outputs; needs nbclient and ipykernel
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "mnist.ipynb"
+
+
+def executed(folder, dataset):
+    """The notebook, run in `folder` on `dataset`: (the notebook without times, what its cells wrote to stderr)."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook, warnings = nbformat.read(NOTEBOOK, as_version=4), ""
+    client = NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**os.environ, "MNIST_DATASET": dataset})
+    for cell in code_cells(notebook):
+        warnings += "".join(output["text"] for output in cell["outputs"] if output.get("name") == "stderr")
+        cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]  # the progress bar
+    notebook["metadata"]["language_info"] = {"name": "python"}
+    return notebook, warnings
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def kinds(notebook):
+    """For each cell of code, what it shows: the kinds of its outputs."""
+    return [
+        [(output["output_type"], *sorted(output.get("data", ()))) for output in cell["outputs"]]
+        for cell in code_cells(notebook)
+    ]
+
+
+def test_the_notebook_runs_and_is_committed_with_outputs_of_the_same_kinds(tmp_path):
+    from conftest import optional
+
+    optional("ipykernel"), optional("nbclient")
+    for path in ROOT.iterdir():
+        if path.name not in (".git", "data", "runs"):
+            (tmp_path / path.name).symlink_to(path)
+    notebook, warnings = executed(tmp_path, "digits")
+    assert "Warning" not in warnings and re.search(r"\rEpoch 1/6: +\d+%\|", warnings)  # the progress bar
+    assert len(list((tmp_path / "runs").glob("*/mistakes.png"))) == 1
+    committed = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert kinds(notebook) == kinds(committed) and all(kinds(committed))
+
+
+def test_the_committed_notebook_is_small_and_names_no_machine():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    assert len(text.encode()) < 300_000
+    assert [cell["execution_count"] for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
+    assert not any(cell["metadata"] for cell in notebook["cells"])
+    printed = "".join("".join(output.get("text", ())) for cell in code_cells(notebook) for output in cell["outputs"])
+    assert not re.search(r"/(home|root|tmp|work|usr|opt|Users)/|[A-Z]:\\|Warning|Error", printed)
+    for expected in (
+        r"^Final test accuracy: 99\.[4-9]",
+        r" receptive field \d+x\d+$",
+        r"^7, with a probability of 0\.\d\d$",
+    ):
+        assert re.search(expected, printed, re.M), expected
+
+
+if __name__ == "__main__":
+    import nbformat
+
+    notebook, warnings = executed(ROOT, "mnist")
+    if "Warning" in warnings:
+        raise SystemExit(warnings)
+    nbformat.write(notebook, NOTEBOOK)
