@@ -29,7 +29,7 @@ from experiment.files import replace_file
 from experiment.published import PUBLISHED
 from experiment.results import read_results, summarise
 from experiment.weights import WEIGHTS
-from model import SIDE, Net, count_parameters, receptive_fields
+from model import Net, count_parameters, receptive_fields
 
 RESULTS = Path(__file__).parents[1] / "results"
 SITTING = RESULTS / "side-by-side.json"  # one session, with the published recipes: its times compare
@@ -163,28 +163,16 @@ def scaling(files, old):
 
 def layers(files, old):
     """A table of the blocks of the default network."""
-    net, fields = Net(), receptive_fields(Net())
-    shapes = []
-    for block in net.blocks:
-        block.register_forward_hook(
-            lambda block, inputs, output: shapes.append("{} × {} × {}".format(*output.shape[1:]))
-        )
-    net.eval()(torch.zeros(1, 1, SIDE, SIDE))
-    rows = [
-        (
-            f"block {i}",
-            "{0} × {0} convolution".format(block[0].kernel_size[0]),
-            shape,
-            f"{field} × {field}",
-            f"{count:,}",
-        )
-        for i, (block, shape, field) in enumerate(zip(net.blocks, shapes, fields), 1)
-        for count in [count_parameters(block)]
-    ]
-    rows.append(
-        ("head", "global average pooling, dropout, linear", "10", "all", f"{count_parameters(net.classifier):,}")
-    )
-    return "\n".join(markdown(("", "", "output", "receptive field", "parameters"), rows))
+    net, rows = Net().eval(), []
+    values = torch.zeros(1, 1, net.side, net.side)
+    for number, (block, field) in enumerate(zip(net.blocks, receptive_fields(net)), 1):
+        values, kernel = block(values), block[0].kernel_size[0]
+        what = f"{kernel} × {kernel} convolution" + ", pooling" * (len(block) > 3)
+        shape = " × ".join(map(str, values.shape[1:]))
+        rows.append((number, what, shape, f"{field} × {field}", f"{count_parameters(block):,}"))
+    head = "global average pooling, dropout, linear"
+    rows.append((len(rows) + 1, head, 10, "all", f"{count_parameters(net.classifier):,}"))
+    return "\n".join(markdown(("", "block", "output", "receptive field", "parameters"), rows))
 
 
 KINDS = {
