@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from data import Loader, RandomAffine
 from experiment import distributed, plots
 from experiment.arguments import earlier_settings, new_settings, parse_args
+from experiment.capture import CapturedStep
 from experiment.checkpoint import Checkpoint
 from experiment.command import command, echo
 from experiment.datasets import load_data
@@ -62,10 +63,14 @@ def train(settings, run=None, on_epoch=None):
 
     # On resume, start restores all of these objects and the random number generators.
     with run.start(settings, dataset, model, optimizer, scheduler, train_loader) as history:
+        step = make_step(parallel_model, optimizer, settings)
+        if settings.device == "cuda" and settings.processes == 1:
+            model.train()
+            step = CapturedStep(step, model, optimizer, recipe.batch_size, device, run.log)
         while len(history.epochs) < recipe.epochs and not history.stops_at(settings.target):
             began = synchronized_time(settings.device)
             with Progress(len(train_loader), f"Epoch {len(history.epochs) + 1}/{recipe.epochs}") as progress:
-                train_one_epoch(parallel_model, train_loader, optimizer, scheduler, settings, progress)
+                train_one_epoch(step, model, train_loader, scheduler, settings, progress)
             seconds = synchronized_time(settings.device) - began
             evaluation = evaluate(model, eval_loader, settings.precision)
             history.add(progress, evaluation, seconds)
@@ -81,26 +86,37 @@ def train(settings, run=None, on_epoch=None):
     return history
 
 
-def train_one_epoch(model, loader, optimizer, scheduler, settings, progress):
-    """Train on every batch of `loader` once, with a scheduler step for each; `progress` collects the results."""
+def train_one_epoch(step, model, loader, scheduler, settings, progress):
+    """Train `model` by `step` on every batch of `loader` once, as `scheduler` says; `progress` collects the results."""
     model.train()
+    for images, labels in loader:
+        # last_epoch counts steps
+        augmented = scheduler.last_epoch < settings.recipe.augment_until * scheduler.total_steps
+        lr = scheduler.get_last_lr()[0]
+        losses, logits = step(images, labels, augmented, loader.weight)
+        loader.record(losses)
+        scheduler.step()
+        progress.add(scheduler.last_epoch, lr, losses.mean(), logits, labels)
+    progress.finish()
+    distributed.average_buffers(model)
+
+
+def make_step(model, optimizer, settings):
+    """A function that trains on one batch: images and labels in, losses (B,) and logits (B, 10) out."""
     recipe = settings.recipe
     augment = RandomAffine(recipe.rotation, recipe.translate, recipe.scale, recipe.shear, recipe.margin)
-    for images, labels in loader:
-        if scheduler.last_epoch < recipe.augment_until * scheduler.total_steps:  # last_epoch counts steps
+
+    def step(images, labels, augmented, weight=1.0):
+        if augmented:
             images = augment(images)
         optimizer.zero_grad()
         logits = forward(model, images, settings.precision)
         losses = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="none")
-        loss = losses.mean()
-        (loss * loader.weight).backward()
-        loader.record(losses)
-        lr = scheduler.get_last_lr()[0]
+        (losses.mean() * weight).backward()
         optimizer.step()
-        scheduler.step()
-        progress.add(scheduler.last_epoch, lr, loss, logits, labels)
-    progress.finish()
-    distributed.average_buffers(model)
+        return losses.detach(), logits.detach()
+
+    return step
 
 
 def forward(model, images, precision):

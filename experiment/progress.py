@@ -31,8 +31,8 @@ class Progress(tqdm):
         """Count one batch: mean `loss` (scalar), `logits` (B, 10), `labels` (B,); `step` is the run's."""
         self.count += len(labels)
         self.correct = self.correct + (logits.argmax(1) == labels).sum()
-        unsmoothed = F.cross_entropy(logits.detach(), labels, reduction="sum")
-        self.pending.append((step, lr, len(labels), loss.detach() * len(labels), unsmoothed))
+        unsmoothed = F.cross_entropy(logits, labels, reduction="sum")
+        self.pending.append((step, lr, len(labels), loss * len(labels), unsmoothed))
         self.lr = lr
         self.update()
         if len(self.pending) == STEPS and loss.device.type == "cpu":
