@@ -40,10 +40,10 @@ class CapturedStep:
     def __init__(self, step, model, optimizer, batch_size, device, log, graph=CudaGraph):
         self.step, self.optimizer, self.graphs = step, optimizer, {}
         self.parts = [*model.parameters(), *model.buffers()]
+        began, before = time.perf_counter(), self.state(device)
         self.images = torch.rand(batch_size, 1, 28, 28, device=device)
         self.labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.lr = torch.zeros((), device=device)
-        began, before = time.perf_counter(), self.state(device)
         try:
             for augmented in (True, False):
                 self.graphs[augmented] = self.captured(augmented, graph(), before, device)
