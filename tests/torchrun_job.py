@@ -7,6 +7,7 @@ process writes there which images it trained on in every batch, and what it hold
 import os
 import signal
 import sys
+from dataclasses import asdict
 
 import torch
 
@@ -28,7 +29,7 @@ def recorded(loader, losses):
 def on_epoch(history):
     if "RECORD" in os.environ:
         file = f"{os.environ['RECORD']}/{len(history.epochs)}-{rank()}.pt"
-        torch.save({"batches": batches, "hardness": loaders[0].hardness, "final": vars(history.final)}, file)
+        torch.save({"batches": batches, "hardness": loaders[0].hardness, "final": asdict(history.final)}, file)
         batches.clear()
     if die == [rank(), len(history.epochs)]:
         os.kill(os.getpid(), signal.SIGKILL)
