@@ -34,11 +34,13 @@ def draw_seconds_to_target(axes, results):
         reached = s["first_epoch"] is not None
         axes.barh(y, seconds, color=colour, alpha=1 if reached else 0.45, hatch="" if reached else "///")
         text = f" {seconds:.0f} s" if seconds >= 10 else f" {seconds:.1f} s"
-        axes.text(seconds, y, text if reached else f"{text}: mean {s['by_epoch'][-1]:.2f}%", va="center", fontsize=9)
+        text += "" if reached else f", not reached: {s['by_epoch'][-1]:.2f}%"
+        axes.text(seconds, y, f"{text} (n = {s['n']})", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [name for _, name, _, _ in rows])
     axes.invert_yaxis()
-    axes.set(xscale="log", xlim=(1, 30 * rows[-1][0]), xlabel="training seconds to a mean of 99.4%")
-    axes.set_title("two CPU threads, one sitting; hatched: not reached", fontsize=9)
+    axes.set(xscale="log", xlim=(1, 20 * rows[-1][0]), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
+    axes.minorticks_off()
+    axes.set_title("training to a mean of 99.4%: this project (blue), published recipes (orange)")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
@@ -55,8 +57,9 @@ def accuracy_over_seconds(results):
         axes.annotate(f"{name} (n = {s['n']})", where, (5, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
     longest = max(s["seconds"][-1] for _, s, _ in rows)
-    axes.set(xscale="log", xlim=(1, 5 * longest), ylim=(98.5, 99.8))
+    axes.set(xscale="log", xlim=(1, 5 * longest), ylim=(98.8, 99.75))
     axes.set(xlabel="training seconds", ylabel="mean test accuracy (%)")
+    axes.set(xticks=[1, 10, 100, 1000], xticklabels=["1", "10", "100", "1000"])
     axes.grid(alpha=0.3)
     return png(figure)
 

@@ -110,7 +110,7 @@ RECIPES = {
     # the highest accuracy
     "best": replace(LONG, name="best", widths=(16, 48, 64, 80, 64), epochs=25, later_share=1 / 3),
     # the fewest parameters
-    "tiny": replace(LONG, name="tiny", widths=(8, 20, 24, 22, 22), epochs=20, later_share=1.0),
+    "tiny": replace(LONG, name="tiny", widths=(7, 18, 22, 20, 20), epochs=20, later_share=1.0),
 }
 
 
