@@ -109,9 +109,9 @@ def tree(files, old):
 
     def counted(match):
         lines = read(files[0] / match[1]).count("\n")
-        return f"{match[1]}{match[2]}{lines:4} "
+        return f"{match[1]}{lines:{len(match[2])}} "
 
-    return re.sub(r"^(\S+\.py)( +)\d+ ", counted, old.rstrip("\n"), flags=re.M)
+    return re.sub(r"^(\S+\.py)( +\d+) ", counted, old.rstrip("\n"), flags=re.M)
 
 
 def machine(files, old):

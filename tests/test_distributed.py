@@ -25,11 +25,7 @@ def torchrun(*argv, script="tests/torchrun_job.py", **environment):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run([*command, *map(str, argv)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    return (
-        done.returncode,
-        done.stdout,
-        [line for line in done.stderr.splitlines() if line.startswith("train.py")],
-    )
+    return (done.returncode, done.stdout, [line for line in done.stderr.splitlines() if line.startswith("train.py")])
 
 
 @pytest.fixture(scope="module")

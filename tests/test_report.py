@@ -1,11 +1,13 @@
-"""Tables in documents are those of their JSON files."""
+"""Figures in documents are those of the files."""
 
 import json
+import re
 
 import pytest
 
 from experiment import report
-from experiment.report import draw, filled, main
+from experiment.pictures import accuracy_over_seconds
+from experiment.report import KINDS, filled, main
 
 
 def result(recipe, *finals):
@@ -32,7 +34,9 @@ def test_markers_are_filled_and_a_second_time_changes_nothing(document):
     text = filled(document)
     document.write_text(text)
     assert filled(document) == text
-    assert "| default | 1,000 | 2 | 99.400 ± 0.141% (2) | 1 of 2 |\n<!-- end -->\nbetween" in text
+    assert re.search(
+        r"\n\| default \| 1,000 \| 2 \| 99.400 ± 0.141% \(2\) \| 1 of 2 \| [\d.]+ \|\n<!-- end -->\nbetween", text
+    )
     full = "| default | 1,000 | 2 | 2 | 2 | 99.400 ± 0.141 | 98.129 to 100.671 | 99.30 | 1 of 2 "
     full += "| 2 | 8.0 | 8.0 | 12.0 | 500 |\n"
     assert full + full + "<!-- end -->" in text and "net-9720" not in text  # it has no runs
@@ -63,7 +67,31 @@ def test_a_file_is_printed_as_a_table(document, capsys):
 
 
 def test_the_picture_is_drawn_from_results_some_of_which_have_no_runs_yet():
-    assert draw([result("default", 99.3, 99.5), result("net-9720")]).startswith(b"\x89PNG")
+    assert accuracy_over_seconds([result("default", 99.3, 99.5), result("net-9720")]).startswith(b"\x89PNG")
+
+
+def test_the_ratio_counts_all_seconds_of_a_recipe_that_never_gets_there(tmp_path):
+    """Two epochs of 4 s each: fast gets there in the second, net-9720 too, net-11034 never."""
+    file, fast = tmp_path / "a.json", {**result("fast", 99.4), "runs": result("fast", 99.4)["runs"]}
+    slow = result("net-11034", 99.3, 99.38)
+    for run in slow["runs"]:
+        run["train_seconds"] = 400.0
+    file.write_text(json.dumps([fast, slow]))
+    text = KINDS["ratio"]([file], "")
+    assert "8.0 s to a mean of 99.40% (n = 1)" in text and "net-11034, has not reached that after 400 s" in text
+    assert "**50 times**" in text
+    slow["runs"][0]["final_test_accuracy"] = 99.5
+    for run in slow["runs"]:
+        run["epoch_test_accuracy"] = [99.4, 99.5]
+    file.write_text(json.dumps([fast, slow]))
+    assert "reaches that after 200 s (n = 2): **25 times**" in KINDS["ratio"]([file], "")
+
+
+def test_the_tree_has_the_numbers_of_lines(tmp_path):
+    (tmp_path / "a.py").write_text("1\n2\n")
+    (tmp_path / "b.py").write_text("1\n" * 120)
+    old = "```\na.py      0  one\nb.py    999  two\nfolder/      three\n```\n"
+    assert KINDS["tree"]([tmp_path], old) == "```\na.py      2  one\nb.py    120  two\nfolder/      three\n```"
 
 
 def test_a_document_or_log_that_is_not_there_is_one_line(document, monkeypatch, capsys):
