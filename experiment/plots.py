@@ -176,7 +176,7 @@ def draw_image(axes, image, x, y):
     """Draw `image` (S, S), floats in 0..1, black on white into the square from (x, y); 28 pixels are 0.92 wide."""
     margin, side = 0.92 * (SIDE - len(image)) / (2 * SIDE), 0.92 * len(image) / SIDE
     extent = (x + margin, x + margin + side, y + margin + side, y + margin)
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent)
+    axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent)
 
 
 def draw_confusion(figure, metrics, dataset, logits):

@@ -34,12 +34,12 @@ def test_resolve_replaces_what_is_open_and_a_second_time_nothing():
     assert once.device == choose_device("auto")
     assert once.threads == torch.get_num_threads() == 1  # as the tests have it
     changed = {name for name, value in vars(once).items() if value != getattr(settings, name)}
-    assert changed == {"device", "threads"}
+    assert changed == {"device", "threads", "processes"}
     assert resolve(once) == once
 
 
 def test_resolve_takes_what_is_asked_for():
-    settings = Settings(threads=2, device="cpu", precision="bf16")
+    settings = Settings(threads=2, device="cpu", precision="bf16", processes=1)
     assert resolve(settings) == settings and torch.get_num_threads() == 2
 
 

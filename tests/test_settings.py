@@ -93,7 +93,7 @@ def test_recipes_are_the_default_but_for_what_they_are_named_for():
         "fast": {"batch_size": 64, "epochs": 4, "first_share": 0.4, "later_share": 0.1},
         "one-epoch": {"batch_size": 64, "epochs": 1},
         "best": {**long, "epochs": 25, "later_share": 1 / 3, "widths": (16, 48, 64, 80, 64)},
-        "tiny": {**long, "epochs": 20, "later_share": 1.0, "widths": (8, 20, 24, 22, 22)},
+        "tiny": {**long, "epochs": 20, "later_share": 1.0, "widths": (7, 18, 22, 20, 20)},
     }
     assert {name: replace(Recipe(name=name), **changed) for name, changed in changes.items()} == RECIPES
     assert Settings() == Settings(RECIPES["default"]) and Settings().target == 99.4
