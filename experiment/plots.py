@@ -94,7 +94,7 @@ def draw_curves(figure, metrics, dataset=None, logits=None):
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     loss.legend(frameon=False)
-    accuracy.legend(frameon=False, loc="lower right")
+    accuracy.legend(frameon=False)
 
 
 def label_loss(axis):
