@@ -67,7 +67,7 @@ def draw_curves(figure, metrics, dataset=None, logits=None):
     epochs, split = metrics["epochs"], "test" if metrics["holdout"] is None else "holdout"
     numbers, (positions, rates, losses) = [epoch["epoch"] for epoch in epochs], zip(*curve_points(epochs))
     figure.set_size_inches(WIDTH, 6.4)
-    loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(4, 4, 1.3))
+    loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(4, 4, 1.5))
     last = metrics["test_accuracy"] if metrics["holdout"] else metrics["final_test_accuracy"]
     write_title(figure, metrics, f"{last:.2f}% of the test images right {when(metrics)}")
 
@@ -93,8 +93,8 @@ def draw_curves(figure, metrics, dataset=None, logits=None):
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    loss.legend(frameon=False)
-    accuracy.legend(frameon=False, loc="lower right")
+        if axes is not rate:
+            axes.legend(frameon=False)
 
 
 def label_loss(axis):
@@ -145,7 +145,7 @@ def draw_augmented(figure, metrics, dataset, logits):
         torch.manual_seed(metrics["seed"])
         augmented = augment(images)
     part = f"the first {100 * config['augment_until']:g}% of the run"
-    write_title(figure, metrics, f"Training images, and as the net sees them in {part}")
+    write_title(figure, metrics, f"Training images, and below as the net sees them in {part}")
     axes = blank_axes(figure, height=2.8, right=len(images), bottom=2)
     for column, (image, changed) in enumerate(zip(images, augmented)):
         draw_image(axes, image[0], column, 0)
@@ -154,7 +154,7 @@ def draw_augmented(figure, metrics, dataset, logits):
 
 def blank_axes(figure, height, right, bottom):
     """Axes without frame or ticks, for images at (x, y) from (0, 0) to (right, bottom)."""
-    figure.set_size_inches(WIDTH, height)
+    figure.set(size_inches=(WIDTH, height), facecolor="0.93")  # shows how far the white images reach
     axes = figure.subplots()
     axes.axis("off")
     axes.set(xlim=(0, right), ylim=(bottom, 0), aspect="equal", autoscale_on=False)
@@ -184,7 +184,7 @@ def draw_confusion(figure, metrics, dataset, logits):
         ax=figure.subplots(),
         cmap=colormaps["Oranges"].with_extremes(bad="0.93"),
         colorbar=False,
-        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 2 * mistakes.max())), "aspect": "auto"},
+        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 3 * mistakes.max())), "aspect": "auto"},
         text_kw={"color": "black"},
     )
     display.im_.set_data(mistakes)
