@@ -1,7 +1,6 @@
 """The pictures of a finished run. matplotlib and scikit-learn are imported late, because that takes a second.
 
-Every function draws into an empty matplotlib Figure, from the content of metrics.json, the data.Dataset and the logits
-(N, 10) of its test images.
+Each draws into an empty Figure from the content of metrics.json, the Dataset, and logits (N, 10) of its test images.
 """
 
 import io
@@ -23,7 +22,7 @@ def png(draw, metrics, dataset, logits):
 
     figure, picture = Figure(layout="constrained"), io.BytesIO()
     draw(figure, metrics, dataset, logits.cpu())
-    figure.savefig(picture, dpi=160)
+    figure.savefig(picture, dpi=120)
     return picture.getvalue()
 
 
@@ -65,7 +64,7 @@ def curve_points(epochs):
 def draw_curves(figure, metrics, dataset=None, logits=None):
     """Loss, accuracy and learning rate over the epochs, in training and on the evaluated split."""
     epochs, split = metrics["epochs"], "test" if metrics["holdout"] is None else "holdout"
-    numbers, (positions, rates, losses) = [epoch["epoch"] for epoch in epochs], zip(*curve_points(epochs))
+    numbers, (positions, rates, losses) = range(1, len(epochs) + 1), zip(*curve_points(epochs))
     figure.set_size_inches(WIDTH, 6.4)
     loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(4, 4, 1.5))
     last = metrics["test_accuracy"] if metrics["holdout"] else metrics["final_test_accuracy"]
@@ -90,11 +89,11 @@ def draw_curves(figure, metrics, dataset=None, logits=None):
     rate.plot(positions, rates, color=GREEN)
     rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None), xlim=(0, 1.01 * len(epochs)))
     rate.xaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    for axes in (loss, accuracy):
+        axes.legend(frameon=False)
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-        if axes is not rate:
-            axes.legend(frameon=False)
 
 
 def label_loss(axis):
@@ -144,8 +143,8 @@ def draw_augmented(figure, metrics, dataset, logits):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(metrics["seed"])
         augmented = augment(images)
-    part = f"the first {100 * config['augment_until']:g}% of the run"
-    write_title(figure, metrics, f"Training images, and below as the net sees them in {part}")
+    share = f"{100 * config['augment_until']:g}%"
+    write_title(figure, metrics, f"Training images, and below as the net sees them in the first {share} of the run")
     axes = blank_axes(figure, height=2.8, right=len(images), bottom=2)
     for column, (image, changed) in enumerate(zip(images, augmented)):
         draw_image(axes, image[0], column, 0)
@@ -165,7 +164,7 @@ def draw_image(axes, image, x, y):
     """Draw `image` (S, S), floats in 0..1, black on white into the square from (x, y); 28 pixels are 0.92 wide."""
     margin, side = 0.92 * (SIDE - len(image)) / (2 * SIDE), 0.92 * len(image) / SIDE
     extent = (x + margin, x + margin + side, y + margin + side, y + margin)
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent)
+    axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent)
 
 
 def draw_confusion(figure, metrics, dataset, logits):
