@@ -1,7 +1,6 @@
 """The pictures of a finished run. matplotlib and scikit-learn are imported late, because that takes a second.
 
-Every function draws into an empty matplotlib Figure, from the content of metrics.json, the data.Dataset and the logits
-(N, 10) of its test images.
+Each draws into an empty Figure from the content of metrics.json, the Dataset, and logits (N, 10) of its test images.
 """
 
 import io
@@ -23,7 +22,7 @@ def png(draw, metrics, dataset, logits):
 
     figure, picture = Figure(layout="constrained"), io.BytesIO()
     draw(figure, metrics, dataset, logits.cpu())
-    figure.savefig(picture, dpi=160)
+    figure.savefig(picture, dpi=120)
     return picture.getvalue()
 
 
@@ -65,9 +64,9 @@ def curve_points(epochs):
 def draw_curves(figure, metrics, dataset=None, logits=None):
     """Loss, accuracy and learning rate over the epochs, in training and on the evaluated split."""
     epochs, split = metrics["epochs"], "test" if metrics["holdout"] is None else "holdout"
-    numbers, (positions, rates, losses) = [epoch["epoch"] for epoch in epochs], zip(*curve_points(epochs))
+    numbers, (positions, rates, losses) = range(1, len(epochs) + 1), zip(*curve_points(epochs))
     figure.set_size_inches(WIDTH, 6.4)
-    loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(4, 4, 1.3))
+    loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(4, 4, 1.5))
     last = metrics["test_accuracy"] if metrics["holdout"] else metrics["final_test_accuracy"]
     write_title(figure, metrics, f"{last:.2f}% of the test images right {when(metrics)}")
 
@@ -90,11 +89,11 @@ def draw_curves(figure, metrics, dataset=None, logits=None):
     rate.plot(positions, rates, color=GREEN)
     rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None), xlim=(0, 1.01 * len(epochs)))
     rate.xaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    for axes in (loss, accuracy):
+        axes.legend(frameon=False)
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    loss.legend(frameon=False)
-    accuracy.legend(frameon=False)
 
 
 def label_loss(axis):
@@ -155,8 +154,8 @@ def draw_augmented(figure, metrics, dataset, logits):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(metrics["seed"])
         augmented = augment(images)
-    part = f"the first {100 * config['augment_until']:g}% of the run"
-    write_title(figure, metrics, f"Training images, and as the net sees them in {part}")
+    share = f"{100 * config['augment_until']:g}%"
+    write_title(figure, metrics, f"Training images, and below as the net sees them in the first {share} of the run")
     axes = blank_axes(figure, height=2.8, right=len(images), bottom=2)
     for column, (image, changed) in enumerate(zip(images, augmented)):
         draw_image(axes, image[0], column, 0)
@@ -165,7 +164,7 @@ def draw_augmented(figure, metrics, dataset, logits):
 
 def blank_axes(figure, height, right, bottom):
     """Axes without frame or ticks, for images at (x, y) from (0, 0) to (right, bottom)."""
-    figure.set_size_inches(WIDTH, height)
+    figure.set(size_inches=(WIDTH, height), facecolor="0.93")  # shows how far the white images reach
     axes = figure.subplots()
     axes.axis("off")
     axes.set(xlim=(0, right), ylim=(bottom, 0), aspect="equal", autoscale_on=False)
@@ -195,7 +194,7 @@ def draw_confusion(figure, metrics, dataset, logits):
         ax=figure.subplots(),
         cmap=colormaps["Oranges"].with_extremes(bad="0.93"),
         colorbar=False,
-        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 2 * mistakes.max())), "aspect": "auto"},
+        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 3 * mistakes.max())), "aspect": "auto"},
         text_kw={"color": "black"},
     )
     display.im_.set_data(mistakes)

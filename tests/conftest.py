@@ -55,14 +55,6 @@ def one_thread():
     torch.set_num_threads(1)  # whatever the test has set
 
 
-def optional(module):
-    """The module of that name, which requirements.txt lacks; if it is missing, the test is skipped, or in CI fails."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {module}: pip install {module}")
-
-
 def idx_bytes(array):
     """`array` (uint8) as the bytes of an IDX file."""
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
@@ -162,6 +154,14 @@ def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run(*RUN, "--out", folder) == 0
     return folder
+
+
+def optional(module):
+    """The imported `module`, which requirements.txt does not name; without it the test is skipped, or fails in CI."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{module} is not installed: {error}")
 
 
 class RunsCode:

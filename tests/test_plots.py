@@ -148,7 +148,7 @@ def test_the_augmented_images_are_cropped_and_drawing_them_changes_no_random_num
 def test_a_run_draws_all_pictures_and_with_no_plots_none(whole_run, tmp_path):
     for name in DRAWN:
         with Image.open(whole_run / name) as picture:
-            assert picture.format == "PNG" and picture.width == 1328
+            assert picture.format == "PNG" and picture.width == 996
     assert run(*RUN, "--no-plots", "--out", tmp_path / "run") == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", *FILES} - {*DRAWN}
 
