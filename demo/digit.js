@@ -10,6 +10,8 @@ const WASM = ["ort-wasm-simd-threaded.wasm", "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nO
 const element = (id) => document.getElementById(id);
 const board = element("board").getContext("2d", { willReadFrequently: true });
 const view = element("view").getContext("2d");
+const sum = (values) => values.reduce((a, b) => a + b);
+const swap = (rows) => Array.from(rows[0], (_, x) => rows.map((row) => row[x]));
 const nextFrame = () => new Promise(requestAnimationFrame);
 const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
@@ -51,8 +53,7 @@ function fail(error) {
 
 function softmax(values) {
   const powers = Array.from(values, (value) => Math.exp(value - Math.max(...values)));
-  const sum = powers.reduce((a, b) => a + b);
-  return powers.map((power) => power / sum);
+  return powers.map((power) => power / sum(powers));
 }
 
 // The drawing
@@ -63,6 +64,50 @@ function ink() {
   const alpha = new Uint8Array(data.length / 4);
   for (let i = 0; i < alpha.length; i++) alpha[i] = data[4 * i + 3];
   return alpha;
+}
+
+/**
+ * Ink, uint8 (side * side), as predict.py's center_digit prepares it: its box scaled to 20 pixels, its centre of mass
+ * in the middle of an image, uint8 (28 * 28); null without ink.
+ */
+function centerDigit(ink, side) {
+  let [top, bottom, left, right] = [side, -1, side, -1];
+  for (let i = 0; i < ink.length; i++) {
+    if (!ink[i]) continue;
+    const [y, x] = [Math.floor(i / side), i % side];
+    [top, bottom, left, right] = [Math.min(top, y), y, Math.min(left, x), Math.max(right, x)];
+  }
+  if (bottom < 0) return null;
+  const box = [];
+  for (let y = top; y <= bottom; y++) box.push(ink.subarray(y * side + left, y * side + right + 1));
+  const longer = Math.max(box.length, box[0].length);
+  const [height, width] = [box, box[0]].map(({ length }) => Math.max(1, Math.floor((length * 20) / longer + 0.5)));
+  const digit = resample(resample(box, height), width);
+
+  const mass = sum(digit.map(sum));
+  const centre = (lines) => sum(lines.map((line, i) => i * sum(line))) / mass;
+  const start = (lines) => Math.min(Math.max(Math.floor(14.5 - centre(lines)), 0), SIDE - lines.length);
+  const [y0, x0] = [start(digit), start(swap(digit))];
+  const darkest = Math.max(...digit.flatMap((row) => [...row]));
+  const image = new Uint8Array(SIDE ** 2);
+  digit.forEach((row, y) => {
+    row.forEach((value, x) => (image[(y0 + y) * SIDE + x0 + x] = Math.floor((value * 255) / darkest + 0.5)));
+  });
+  return image;
+}
+
+/** `rows` resampled to `size` of them, as by predict.py's resample; then rows and columns are swapped. */
+function resample(rows, size) {
+  const scale = rows.length / size;
+  const columns = Array.from(rows[0], () => new Float64Array(size));
+  for (let i = 0; i < size; i++) {
+    const weights = rows.map((_, j) => Math.max(0, 1 - Math.abs((i + 0.5) * scale - j - 0.5) / Math.max(scale, 1)));
+    const total = sum(weights);
+    weights.forEach((weight, j) => {
+      if (weight) rows[j].forEach((value, x) => (columns[x][i] += (weight / total) * value));
+    });
+  }
+  return columns;
 }
 
 /** Paints an image, uint8 (28 * 28), in one colour over the background. */

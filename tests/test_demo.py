@@ -160,8 +160,8 @@ def test_a_drawing_is_centred_as_a_picture_is(page, digit):
         page.click("#clear")
         draw(page, [[(x * scale + shift, y * scale + shift) for x, y in stroke] for stroke in DIGITS[digit]])
         answer = guess(page)
-        ink = np.frombuffer(base64.b64decode(page.evaluate("btoa(String.fromCharCode(...ink()))")), np.uint8)
-        expected = predict.center_digit(ink.reshape(560, 560))
+        ink = np.frombuffer(page.evaluate("[...ink()].map((value) => String.fromCharCode(value)).join('')").encode("latin-1"), np.uint8)
+        expected = predict.center_digit(ink.reshape(560, 560) / 255)
         assert np.abs(expected.astype(int) - seen(page)).max() <= 2
         logits = load_net(WEIGHTS / "best.pth")(torch.from_numpy(expected)[None, None])
         assert answer == str(logits.argmax().item())
