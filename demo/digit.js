@@ -75,7 +75,10 @@ function centerDigit(ink, side) {
   for (let i = 0; i < ink.length; i++) {
     if (!ink[i]) continue;
     const [y, x] = [Math.floor(i / side), i % side];
-    [top, bottom, left, right] = [Math.min(top, y), y, Math.min(left, x), Math.max(right, x)];
+    top = Math.min(top, y);
+    bottom = y;
+    left = Math.min(left, x);
+    right = Math.max(right, x);
   }
   if (bottom < 0) return null;
   const box = [];

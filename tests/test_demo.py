@@ -4,6 +4,7 @@ ONNXRUNTIME_WEB names the folder of the unpacked npm package, of which the page'
 """
 
 import base64
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, missing, optional
+from PIL import Image
 
 from experiment.weights import WEIGHTS, load_net
 
@@ -160,8 +162,9 @@ def test_a_drawing_is_centred_as_a_picture_is(page, digit):
         page.click("#clear")
         draw(page, [[(x * scale + shift, y * scale + shift) for x, y in stroke] for stroke in DIGITS[digit]])
         answer = guess(page)
-        ink = np.frombuffer(page.evaluate("[...ink()].map((value) => String.fromCharCode(value)).join('')").encode("latin-1"), np.uint8)
-        expected = predict.center_digit(ink.reshape(560, 560) / 255)
+        png = base64.b64decode(page.evaluate("board.canvas.toDataURL().split(',')[1]"))
+        ink = np.asarray(Image.open(io.BytesIO(png)).getchannel("A")) / 255
+        expected = predict.center_digit(ink)
         assert np.abs(expected.astype(int) - seen(page)).max() <= 2
         logits = load_net(WEIGHTS / "best.pth")(torch.from_numpy(expected)[None, None])
         assert answer == str(logits.argmax().item())
