@@ -16,6 +16,8 @@ import train
 from experiment import machine
 from experiment.checkpoint import Checkpoint
 from experiment.command import SIGNALS
+from experiment.datasets import load_mnist
+from experiment.errors import DownloadError
 from experiment.mnist_files import FILES
 from model import Net
 
@@ -33,6 +35,7 @@ RUN = ["--dataset", "digits", *SMALL, "--batch-size", "128", "--epochs", "8", "-
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="inject faults as often as results/reliability.txt says")
+    parser.addoption("--screenshot", metavar="FILE", help="write a picture of demo/, as results/page.png")
 
 
 @pytest.fixture
@@ -53,6 +56,28 @@ def signals_as_in_a_terminal():
 def one_thread():
     yield
     torch.set_num_threads(1)  # whatever the test has set
+
+
+def missing(reason):
+    """Skip a test for `reason`; fail it where CI is set, as nothing may be missing there."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def optional(module):
+    """The `module` of a package in requirements-optional.txt."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing(f"{error.name} is missing; pip install -r requirements-optional.txt")
+
+
+@pytest.fixture(scope="session")
+def mnist_test():
+    """MNIST's 10,000 test images and their labels."""
+    try:
+        return load_mnist().test
+    except DownloadError as error:
+        missing(str(error))
 
 
 def idx_bytes(array):

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, RUN, assert_one_line, read_metrics, run, same, without_times
 
 import benchmark
+import export
 from experiment import errors, report, train_published
 from experiment.command import Parser, command, echo, path
 from experiment.published import PUBLISHED
@@ -85,6 +86,7 @@ COMMANDS = {
     "benchmark.py": ["benchmark.py"],
     "report.py": ["-m", "experiment.report"],
     "train_published.py": ["-m", "experiment.train_published"],
+    "export.py": ["export.py"],
 }
 
 
@@ -215,7 +217,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("kind", STREAMS)
-def test_whatever_the_streams_are_the_results_are_written(mnist_dir, tmp_path, monkeypatch, name, kind):
+def test_whatever_the_streams_are_the_results_are_written(mnist_dir, whole_run, tmp_path, monkeypatch, name, kind):
     out, data = tmp_path / "out ≥", ["--data-dir", str(mnist_dir)]
     epoch = {"test_accuracy": 99.0, "seconds": 1.0, "images": 1}
     fake = {"seed": 0, "epochs": [epoch], "final_test_accuracy": 99.0, "train_seconds": 1.0}
@@ -237,6 +239,9 @@ def test_whatever_the_streams_are_the_results_are_written(mnist_dir, tmp_path, m
     elif name == "report.py":
         out.write_text(json.dumps([]))
         assert report.main([str(out)]) == 0
+    elif name == "export.py":
+        monkeypatch.setattr(export, "to_onnx", lambda net: b"ONNX")
+        assert export.main([str(whole_run / "best.pt"), "--out", str(out)]) == 0 and out.read_bytes() == b"ONNX"
     else:
         assert train_published.main(["net-9720", "--out", str(out), *data]) == 0 and read_metrics(out)
 

@@ -1,0 +1,100 @@
+"""Write trained weights as an ONNX file, or into the page that recognises drawn digits.
+
+    python export.py                                  weights/best.pth as weights/best.onnx
+    python export.py runs/NAME/best.pt --out my.onnx  a checkpoint of your own
+    python export.py --page                           demo/model.js, with five mistakes on MNIST's test set
+
+The ONNX model takes images as they are, uint8 (N, 1, 28, 28) named "images", and returns "logits", float (N, 10).
+"""
+
+import sys
+
+if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
+    from experiment.command import exit_at_once, handle_signals
+
+    handle_signals(exit_at_once)
+
+import base64
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from experiment.command import Parser, command, echo, path
+from experiment.datasets import load_mnist
+from experiment.errors import SettingError
+from experiment.files import replace_file
+from experiment.weights import WEIGHTS, load_net
+from model import SIDE, count_parameters
+
+PAGE = Path(__file__).parent / "demo" / "model.js"
+
+
+def to_onnx(net):
+    """The Net in evaluation mode as the bytes of an ONNX file for batches of any size."""
+    try:
+        program = torch.onnx.export(
+            net,
+            (torch.zeros(2, 1, SIDE, SIDE, dtype=torch.uint8),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "N"},),
+            dynamo=True,
+            verbose=False,
+        )
+    except ImportError as error:
+        raise SettingError(f"{error.name} is missing; pip install -r requirements-optional.txt") from error
+    model = program.model_proto
+    graph = model.graph
+    # The exporter notes for each node where it stands in the code, with paths of this machine.
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model.SerializeToString()
+
+
+@torch.inference_mode()
+def for_page(net, test):
+    """What the page needs, as a dict for JSON: the model, and the five images of the Split `test` it is most wrong on.
+
+    Bytes are in base64; an image is 28 rows of 28 bytes.
+    """
+    logits = torch.cat([net(images) for images in test.images.split(1000)])
+    wrong = (logits.argmax(1) != test.labels).nonzero().flatten()
+    losses = F.cross_entropy(logits[wrong], test.labels[wrong], reduction="none")
+    hardest = wrong[losses.argsort(descending=True)[:5]].tolist()
+    return {
+        "parameters": count_parameters(net),
+        "images": len(test.labels),
+        "wrong": len(wrong),
+        "hardest": [{"label": test.labels[i].item(), "pixels": encoded(test.images[i].numpy())} for i in hardest],
+        "onnx": encoded(to_onnx(net)),
+    }
+
+
+def encoded(content):
+    return base64.b64encode(content).decode()
+
+
+@command
+def main(argv=None):
+    parser = Parser(prog="export.py", description=__doc__)
+    default = WEIGHTS / "best.pth"
+    about = "weights/NAME.pth or a run's checkpoint (default: weights/best.pth)"
+    parser.add_argument("weights", nargs="?", type=path, default=default, metavar="WEIGHTS", help=about)
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--out", type=path, metavar="FILE", help="default: beside WEIGHTS, ending in .onnx")
+    target.add_argument("--page", action="store_true", help="write demo/model.js instead")
+    options = parser.parse_args(argv)
+    net = load_net(options.weights)
+    if options.page:
+        file, content = PAGE, f"const MODEL = {json.dumps(for_page(net, load_mnist().test), indent=2)};\n".encode()
+    else:
+        file, content = options.out or Path(options.weights).with_suffix(".onnx"), to_onnx(net)
+    replace_file(file, content)
+    echo(f"Written: {file}, {len(content) / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

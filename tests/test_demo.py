@@ -1,0 +1,236 @@
+"""The page in a real browser: mouse, touch, a phone's screen, and the same answers as PyTorch.
+
+ONNXRUNTIME_WEB names the folder of the unpacked npm package, of which the page's addresses are answered.
+"""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from math import cos, radians, sin
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, missing, optional
+from PIL import Image
+
+from experiment.weights import WEIGHTS, load_net
+
+DEMO = ROOT / "demo"
+SITE = "https://demo.test/"
+RUNTIME, VERSION = re.search(r"(https://cdn\S+?@([\d.]+)/)", (DEMO / "index.html").read_text()).groups()
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+
+
+def arc(x, y, width, height, start, end):
+    """Points of an ellipse about (x, y) from `start` to `end` degrees, clockwise from three o'clock."""
+    angles = [radians(start + (end - start) * i / 24) for i in range(25)]
+    return [(x + width / 2 * cos(angle), y + height / 2 * sin(angle)) for angle in angles]
+
+
+DIGITS = [  # strokes in a square of side 1
+    [arc(0.5, 0.5, 0.46, 0.7, -90, 270)],
+    [[(0.54, 0.14), (0.47, 0.86)]],
+    [[*arc(0.5, 0.33, 0.4, 0.36, 190, 400), (0.3, 0.84), (0.74, 0.84)]],
+    [[*arc(0.46, 0.32, 0.38, 0.34, 200, 450), *arc(0.46, 0.67, 0.44, 0.36, -90, 150)]],
+    [[(0.36, 0.15), (0.29, 0.54), (0.74, 0.54)], [(0.64, 0.22), (0.6, 0.88)]],
+    [[(0.7, 0.15), (0.38, 0.15), (0.35, 0.46), *arc(0.47, 0.64, 0.42, 0.42, -115, 140)]],
+    [[(0.62, 0.13), (0.43, 0.32), *arc(0.5, 0.67, 0.36, 0.36, 200, 560)]],
+    [[(0.27, 0.17), (0.73, 0.17), (0.45, 0.87)]],
+    [[*arc(0.5, 0.32, 0.32, 0.34, 90, 450), *arc(0.5, 0.67, 0.4, 0.36, -90, 270)]],
+    [[*arc(0.5, 0.34, 0.36, 0.36, 0, -360), (0.66, 0.6), (0.6, 0.88)]],
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = optional("playwright.sync_api")
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=executable)
+        except api.Error as error:
+            missing(f"{str(error).splitlines()[0]}; install chromium")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def package():
+    folder = os.environ.get("ONNXRUNTIME_WEB")
+    if not folder:
+        missing(f"ONNXRUNTIME_WEB is not set; npm pack onnxruntime-web@{VERSION}, unpack it, name its folder there")
+    assert json.loads((Path(folder) / "package.json").read_text())["version"] == VERSION
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def open_page(browser, package):
+    """open_page(address): the page once it is ready; no other address than the two here can be reached."""
+    contexts = []
+
+    def open_page(address, changed=None, **options):
+        def serve(route):
+            url = route.request.url
+            folder, name = (package, url.removeprefix(RUNTIME)) if url.startswith(RUNTIME) else (DEMO, Path(url).name)
+            if changed and url.endswith(changed):
+                content = bytearray((folder / name).read_bytes())
+                content[-1] ^= 1
+                route.fulfill(body=bytes(content), headers={"access-control-allow-origin": "*"})
+            elif url.startswith((RUNTIME, SITE)) and not name.startswith(".."):
+                route.fulfill(path=folder / name, headers={"access-control-allow-origin": "*"})
+            else:
+                route.abort()
+
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.route("http*://**", serve)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("console", lambda message: page.problems.append(message.text))
+        page.goto(address)
+        page.evaluate("answered")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def opened(open_page):
+    return open_page((DEMO / "index.html").as_uri())
+
+
+@pytest.fixture
+def page(opened):
+    """The page opened as a file, with nothing drawn; at the end it has said nothing on the console."""
+    opened.click("#clear")
+    yield opened
+    assert opened.problems == []
+
+
+def draw(page, strokes):
+    box = page.locator("#board").bounding_box()
+    for (x, y), *rest in strokes:
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        page.mouse.down()
+        for x, y in rest:
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        page.mouse.up()
+
+
+def touch(page, strokes):
+    box, session = page.locator("#board").bounding_box(), page.context.new_cdp_session(page)
+    for stroke in strokes:
+        for kind, (x, y) in zip(["touchStart"] + ["touchMove"] * len(stroke), stroke):
+            point = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def guess(page):
+    page.evaluate("answered")
+    return page.locator("#verdict b").text_content()
+
+
+def seen(page):
+    """What the network sees, uint8 (28, 28)."""
+    alpha = "[...view.getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 == 3)"
+    return np.array(page.evaluate(alpha), dtype=np.uint8).reshape(28, 28)
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_a_drawn_digit_is_read(page, digit):
+    draw(page, DIGITS[digit])
+    assert guess(page) == str(digit)
+    heights = page.evaluate("[...document.querySelectorAll('#bars i')].map((bar) => bar.parentNode.style.cssText)")
+    probabilities = [float(height.removeprefix("--p:").rstrip(";")) for height in heights]
+    assert sum(probabilities) == pytest.approx(1) and np.argmax(probabilities) == digit
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_a_drawing_is_centred_as_a_picture_is(page, digit):
+    """As large as the board, and small in a corner."""
+    predict = optional("predict")
+    for scale, shift in ((1, 0), (0.3, 0.66)):
+        page.click("#clear")
+        draw(page, [[(x * scale + shift, y * scale + shift) for x, y in stroke] for stroke in DIGITS[digit]])
+        answer = guess(page)
+        png = base64.b64decode(page.evaluate("board.canvas.toDataURL().split(',')[1]"))
+        ink = np.asarray(Image.open(io.BytesIO(png)).getchannel("A")) / 255
+        expected = predict.center_digit(ink)
+        assert np.abs(expected.astype(int) - seen(page)).max() <= 2
+        logits = load_net(WEIGHTS / "best.pth")(torch.from_numpy(expected)[None, None])
+        assert answer == str(logits.argmax().item())
+
+
+def test_an_empty_board_has_no_answer(page):
+    assert guess(page) == "" and seen(page).max() == 0
+    draw(page, [[(0.5, 0.5)]])
+    assert guess(page) != "" and seen(page).max() > 200
+    page.click("#clear")
+    assert guess(page) == "" and seen(page).max() == 0
+
+
+def test_the_logits_of_test_images_are_those_of_pytorch(page, mnist_test):
+    images = mnist_test.images[:500]
+    encoded = base64.b64encode(images.numpy()).decode()
+    found = torch.tensor(page.evaluate("async (text) => [...(await logits(bytes(text)))]", encoded)).view(500, 10)
+    with torch.inference_mode():
+        difference = (found - load_net(WEIGHTS / "best.pth")(images)).abs().max().item()
+    print(f"largest difference of logits: {difference:.1e}")
+    assert difference < 1e-4
+
+
+def test_its_mistakes_can_be_shown_and_drawing_goes_on_after_them(page):
+    buttons = page.locator("#hardest button")
+    assert buttons.count() == 5
+    for i in range(5):
+        buttons.nth(i).focus()
+        page.keyboard.press("Enter")
+        answer, label = guess(page), re.search(r"\d", buttons.nth(i).text_content())[0]
+        assert answer and answer != label and f"labelled {label}" in page.text_content("#status")
+        pixels = base64.b64decode(page.evaluate(f"MODEL.hardest[{i}].pixels"))
+        assert seen(page).tobytes() == pixels
+    draw(page, DIGITS[1])
+    assert guess(page) == "1" and "labelled" not in page.text_content("#status")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(open_page, scheme):
+    """Fingers draw and do not scroll; nothing is wider than the screen, and the answer stands below the drawing."""
+    page = open_page(f"{SITE}index.html", color_scheme=scheme, **PHONE)
+    touch(page, DIGITS[7])
+    assert guess(page) == "7"
+    assert page.evaluate("[scrollX, scrollY, document.documentElement.scrollWidth]") == [0, 0, 375]
+    bars = page.locator("#bars").bounding_box()
+    assert bars["y"] + bars["height"] <= PHONE["viewport"]["height"]
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("file", ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"])
+def test_a_runtime_that_is_not_the_pinned_one_does_not_run(open_page, file):
+    page = open_page((DEMO / "index.html").as_uri(), changed=file)
+    assert "ONNX Runtime did not load" in page.text_content("#status")
+    draw(page, DIGITS[1])
+    assert guess(page) == "" and seen(page).max() > 200
+
+
+def test_the_page_is_small():
+    assert sum(file.stat().st_size for file in DEMO.iterdir()) < 250_000
+
+
+def test_picture_for_the_readme(open_page, request):
+    file = request.config.getoption("--screenshot")
+    if not file:
+        pytest.skip("only with --screenshot")
+    page = open_page((DEMO / "index.html").as_uri(), viewport={"width": 800, "height": 600})
+    draw(page, DIGITS[3])
+    guess(page)
+    page.locator("main").screenshot(path=file, animations="disabled")
