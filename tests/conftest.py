@@ -114,10 +114,10 @@ def on_forward():
         handle.remove()
 
 
-def run(*argv, **options):
-    """Exit code of train.py with the command line `argv`, in this process."""
+def run(*argv, plots=False, **options):
+    """Exit code of train.py with the command line `argv`, in this process; pictures take longer than a small run."""
     try:
-        return train.main([str(arg) for arg in argv], **options)
+        return train.main([str(arg) for arg in (*argv, *["--no-plots"] * (not plots))], **options)
     except SystemExit as error:  # argparse leaves by it
         return error.code
 
@@ -177,7 +177,7 @@ def without_times(folder):
 def whole_run(tmp_path_factory):
     """Folder of a run with the flags RUN that nothing interrupted; a test that changes it works on a copy."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert run(*RUN, "--out", folder) == 0
+    assert run(*RUN, "--out", folder, plots=True) == 0
     return folder
 
 

@@ -118,7 +118,7 @@ def test_every_accuracy_and_the_target_are_in_the_picture(accuracies):
 
 
 def test_without_label_smoothing_the_points_of_an_epoch_average_to_its_loss(tmp_path):
-    argv = [*RUN, "--batch-size", 16, "--epochs", 2, "--label-smoothing", 0, "--no-plots"]
+    argv = [*RUN, "--batch-size", 16, "--epochs", 2, "--label-smoothing", 0]
     assert run(*argv, "--out", tmp_path / "run") == 0
     start = 0
     for epoch in read_metrics(tmp_path / "run")["epochs"]:
@@ -149,7 +149,7 @@ def test_a_run_draws_all_pictures_and_with_no_plots_none(whole_run, tmp_path):
     for name in DRAWN:
         with Image.open(whole_run / name) as picture:
             assert picture.format == "PNG" and picture.width == 996
-    assert run(*RUN, "--no-plots", "--out", tmp_path / "run") == 0
+    assert run(*RUN, "--out", tmp_path / "run") == 0  # with --no-plots
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", *FILES} - {*DRAWN}
 
 
@@ -158,7 +158,7 @@ def test_with_held_out_images_the_mistakes_are_those_of_the_weights_they_chose(t
     monkeypatch.setattr(
         plots, "png", lambda draw, *values: titles.update({draw.__name__: drawn(draw, *values)[1]}) or b""
     )
-    assert run(*RUN, "--holdout", 200, "--out", tmp_path / "run") == 0
+    assert run(*RUN, "--holdout", 200, "--out", tmp_path / "run", plots=True) == 0
     metrics = read_metrics(tmp_path / "run")
     accuracies = [epoch["holdout_accuracy"] for epoch in metrics["epochs"]]
     wrong = round(360 * (1 - metrics["test_accuracy"] / 100))
@@ -176,7 +176,7 @@ def test_a_matplotlib_that_raises_is_a_warning(tmp_path, monkeypatch, failing):
     for name in fails:
         monkeypatch.setitem(plots.PICTURES, name, fail)
     argv = [*SMALL, "--dataset", "digits", "--epochs", 1]
-    assert run(*argv, "--out", tmp_path / "run") == 0
+    assert run(*argv, "--out", tmp_path / "run", plots=True) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
     assert [line for line in log.splitlines() if "Warning" in line] == [
         f"Warning: {name} could not be drawn (RuntimeError: no fonts)" for name in fails

@@ -59,8 +59,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch):
-    terminal = Terminal()
+class Notebook(io.StringIO):
+    """What ipykernel makes of stderr: no terminal, but a bar is drawn all the same."""
+
+    __module__ = "ipykernel.iostream"
+
+
+@pytest.mark.parametrize("kind", [Terminal, Notebook])
+def test_the_bar_fits_a_terminal_of_80_columns_and_a_notebook(monkeypatch, kind):
+    terminal = kind()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "80")
     with Progress(937, "Epoch 17/20") as progress:

@@ -111,7 +111,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the file system allo
 @pytest.mark.parametrize("name", ["grüße ✓", "$_$", pytest.param("bad \udcff", marks=linux)], ids=ascii)
 def test_folders_of_any_name_are_welcome(mnist_dir, tmp_path, name):
     data, out = mnist_dir.rename(tmp_path / name), tmp_path / f"{name} run"
-    assert run("--data-dir", data, *SMALL, "--batch-size", 35, "--epochs", 1, "--out", out) == 0
+    assert run("--data-dir", data, *SMALL, "--batch-size", 35, "--epochs", 1, "--out", out, plots=True) == 0
     assert read_metrics(out)["dataset"] == f"{name} (MNIST format)" and (out / "curves.png").exists()
 
 
@@ -185,7 +185,7 @@ def test_a_finished_run_is_resumed_without_training(whole_run, tmp_path):
     folder = shutil.copytree(whole_run, tmp_path / "run")
     for name in PICTURES:
         (folder / name).unlink()
-    assert run(*RUN, "--resume", folder, on_epoch=pytest.fail) == 0  # its own flags are welcome
+    assert run(*RUN, "--resume", folder, on_epoch=pytest.fail, plots=True) == 0  # its own flags are welcome
     assert same(without_times(folder), without_times(whole_run))
     for name in PICTURES:
         assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
