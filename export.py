@@ -55,12 +55,16 @@ def to_onnx(net):
 
 
 @torch.inference_mode()
-def for_page(net, test):
-    """What the page needs, as a dict for JSON: the model, and the five images of the Split `test` it is most wrong on.
+def answers(net, images):
+    """Logits, float (N, 10), of `net` for uint8 images (N, 1, 28, 28)."""
+    return torch.cat([net(batch) for batch in images.split(1000)])
 
-    Bytes are in base64; an image is 28 rows of 28 bytes.
+
+def for_page(net, test, logits):
+    """What the page needs, as a dict for JSON: the model, and of the Split `test` the five images it is most wrong on.
+
+    `logits`: what the Net answers on the whole of `test`. Bytes are in base64; an image is 28 rows of 28 bytes.
     """
-    logits = torch.cat([net(images) for images in test.images.split(1000)])
     wrong = (logits.argmax(1) != test.labels).nonzero().flatten()
     losses = F.cross_entropy(logits[wrong], test.labels[wrong], reduction="none")
     hardest = wrong[losses.argsort(descending=True)[:5]].tolist()
@@ -89,7 +93,9 @@ def main(argv=None):
     options = parser.parse_args(argv)
     net = load_net(options.weights)
     if options.page:
-        file, content = PAGE, f"const MODEL = {json.dumps(for_page(net, load_mnist().test), indent=2)};\n".encode()
+        test = load_mnist().test
+        model = for_page(net, test, answers(net, test.images))
+        file, content = PAGE, f"const MODEL = {json.dumps(model, indent=2)};\n".encode()
     else:
         file, content = options.out or Path(options.weights).with_suffix(".onnx"), to_onnx(net)
     replace_file(file, content)

@@ -192,7 +192,7 @@ function build() {
   for (const chosen of MODEL.hardest) {
     const button = document.createElement("button");
     button.type = "button";
-    button.innerHTML = `<canvas width="${SIDE}" height="${SIDE}"></canvas>labelled ${chosen.label}`;
+    button.innerHTML = `<canvas width="${SIDE}" height="${SIDE}"></canvas>label ${chosen.label}`;
     paint(button.firstChild.getContext("2d"), bytes(chosen.pixels));
     button.addEventListener("click", () => showMistake(chosen));
     element("hardest").append(button);
