@@ -181,14 +181,6 @@ def whole_run(tmp_path_factory):
     return folder
 
 
-def optional(module):
-    """The imported `module`, which requirements.txt does not name; without it the test is skipped, or fails in CI."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{module} is not installed: {error}")
-
-
 class RunsCode:
     """Pickled into a file, this makes the folder that it names whenever the file is loaded carelessly."""
 
