@@ -82,7 +82,7 @@ def is_out_of_memory(error):
 
 
 def command(function):
-    """Decorator for a `main(argv=None)`: maps errors to one line on stderr and returns the exit code."""
+    """Decorator for a `main(argv=None)`: maps errors to one line on stderr and returns the exit code, 0 by default."""
     name = Path(function.__code__.co_filename).name
 
     @functools.wraps(function)
@@ -91,7 +91,7 @@ def command(function):
         if is_script:
             handle_signals(interrupt)
         try:
-            function(argv, **options)
+            code = function(argv, **options)
         except ExperimentError as error:
             echo(f"{name}: error: {error}", sys.stderr)
             return error.exit_code
@@ -108,6 +108,6 @@ def command(function):
                 restore_signals()
             elif is_script:  # while Python and torch shut down
                 handle_signals(exit_at_once)
-        return 0
+        return code or 0
 
     return main

@@ -29,5 +29,11 @@ class CheckpointError(FileError):
     """A checkpoint is damaged, of another format, or of another run."""
 
 
+class ImageError(FileError):
+    """An image cannot be read, or does not show one digit."""
+
+    exit_code = 1
+
+
 class DivergedError(ExperimentError):
     """A loss is no longer finite."""
