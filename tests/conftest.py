@@ -1,5 +1,6 @@
 """What the tests share: a small data set, runs of train.py in this process, and one thread for all of them."""
 
+import importlib
 import json
 import os
 import re
@@ -153,6 +154,14 @@ def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run(*RUN, "--out", folder) == 0
     return folder
+
+
+def optional(module):
+    """The imported `module`, which requirements.txt does not name; without it the test is skipped, or fails in CI."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{module} is not installed: {error}")
 
 
 class RunsCode:

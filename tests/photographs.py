@@ -9,6 +9,7 @@ drawn with other random numbers. Neither are real photographs.
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,24 @@ from experiment.errors import ImageError
 from experiment.machine import describe_machine
 from experiment.weights import load_net
 
+PHOTOGRAPH = {  # pairs are the limits of a uniform distribution
+    "frame": (80, 200),  # pixels that the 28 of MNIST become
+    "room": (1.5, 4),  # the picture's side, of the ink's longer one
+    "tilt": 5,  # degrees at most
+    "pen": 0,  # MNIST pixels by which strokes grow
+    "paper": (0.7, 0.95),  # brightness
+    "contrast": (0.6, 0.95),  # of ink to paper
+    "color": (0, 0, 0),  # of the ink
+    "chalk": False,  # whether the ink is light
+    "light": 0.25,  # share by which the light falls off at most
+    "shadow": False,
+    "lines": 0,  # 1: ruled paper, 2: squared
+    "specks": 0,
+    "table": False,  # whether one side shows a dark table
+    "blur": 0.7,  # standard deviation, pixels
+    "noise": 0.015,  # standard deviation of the brightness
+    "quality": 70,  # of JPEG; None: not compressed
+}
 CLEAN = {"tilt": 0, "paper": (1, 1), "contrast": (1, 1), "light": 0, "noise": 0, "blur": 0, "quality": None}
 KINDS = {
     "photograph": {},
@@ -55,57 +74,31 @@ FONTS += ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolI
 FONTS += ["cmr10", "cmb10", "cmss10", "cmtt10", "Pillow's"]
 
 
-def photograph(
-    digit,
-    rng,
-    frame=(80, 200),
-    room=(1.5, 4),
-    tilt=5,
-    pen=0,
-    paper=(0.7, 0.95),
-    contrast=(0.6, 0.95),
-    color=(0, 0, 0),
-    light=0.25,
-    shadow=False,
-    lines=0,
-    specks=0,
-    chalk=False,
-    table=False,
-    blur=0.7,
-    noise=0.015,
-    quality=70,
-):
-    """A PIL image, RGB, of `digit` (uint8 (28, W), as in MNIST) on paper.
+def photograph(digit, rng, **options):
+    """A PIL image, RGB, of `digit` (uint8 (28, W), as in MNIST) on paper; `options` replace those of PHOTOGRAPH."""
+    o = SimpleNamespace(**{**PHOTOGRAPH, **options})
+    ink = pen_stroke(digit, int(rng.uniform(*o.frame)), rng.uniform(-o.tilt, o.tilt), o.pen)
+    sides = [int(max(side, max(ink.shape) * rng.uniform(*o.room))) for side in ink.shape]
+    corner = [rng.integers(0, side - size, endpoint=True) for side, size in zip(sides, ink.shape)]
+    ink = np.pad(ink * rng.uniform(*o.contrast), [(c, n - c - s) for c, n, s in zip(corner, sides, ink.shape)])
 
-    Pairs are limits of a uniform distribution. `frame`: pixels that the 28 become; `room`: the picture's side, of the
-    ink's longer one; `tilt`: degrees at most; `pen`: MNIST pixels by which strokes grow; `paper`: brightness;
-    `contrast` of ink of `color` to paper; `light`: share by which it falls off at most; `lines`: 1 ruled, 2 squared;
-    `specks`: how many; `blur`: standard deviation in pixels; `noise`: the same of brightness; `quality`: JPEG's.
-    """
-    ink = pen_stroke(digit, rng.integers(*frame, endpoint=True), rng.uniform(-tilt, tilt), pen)
-    sides = [int(max(side, max(ink.shape) * rng.uniform(*room))) for side in ink.shape]
-    top, left = (rng.integers(0, side - size, endpoint=True) for side, size in zip(sides, ink.shape))
-    canvas = np.zeros(sides)
-    canvas[top : top + ink.shape[0], left : left + ink.shape[1]] = ink * rng.uniform(*contrast)
-
-    sheet = np.full(sides, rng.uniform(*paper))
-    for axis in range(lines):
-        spacing = int(rng.uniform(0.25, 0.5) * min(ink.shape))
+    sheet = np.full(sides, rng.uniform(*o.paper))
+    for axis in range(o.lines):
+        spacing = int(rng.uniform(0.1, 0.2) * max(sides))
         np.moveaxis(sheet, axis, 0)[spacing // 2 :: spacing] *= 1 - rng.uniform(0.1, 0.2)
-    for row, column in rng.integers(0, sides, (specks, 2)):
-        radius = rng.integers(1, 3)
-        sheet[row : row + radius, column : column + radius] *= rng.uniform(0.1, 0.6)
-    # Chalk is lighter than the board, other ink takes light away.
-    picture = sheet + (0.95 - sheet) * canvas if chalk else sheet * (1 - canvas)
-    picture = picture[..., None] + (sheet * canvas)[..., None] * (np.array(color) if not chalk else np.zeros(3))
-    if table:
-        sides_of_pad = [(0, 0)] * 3
-        sides_of_pad[rng.integers(2)] = [(int(0.2 * max(sides)), 0), (0, int(0.2 * max(sides)))][rng.integers(2)]
-        picture = np.pad(picture, sides_of_pad, constant_values=rng.uniform(0.15, 0.35))
-    picture = picture * lighting(picture.shape[:2], rng, light, shadow)[..., None]
-    picture = ndimage.gaussian_filter(picture, (blur, blur, 0)) + rng.normal(0, noise, (*picture.shape[:2], 1))
+    for row, column in rng.integers(0, sides, (o.specks, 2)):
+        sheet[row : row + rng.integers(1, 4), column : column + rng.integers(1, 4)] *= rng.uniform(0.1, 0.6)
+    if o.chalk:
+        picture = np.repeat((sheet + (0.95 - sheet) * ink)[..., None], 3, 2)
+    else:
+        picture = sheet[..., None] * (1 - ink[..., None] * (1 - np.array(o.color)))
+    if o.table:  # above, below, left or right
+        width = np.eye(4, dtype=int)[rng.integers(4)].reshape(2, 2) * (max(sides) // 5)
+        picture = np.pad(picture, [*width, (0, 0)], constant_values=rng.uniform(0.15, 0.35))
+    picture = picture * lighting(picture.shape[:2], rng, o.light, o.shadow)[..., None]
+    picture = ndimage.gaussian_filter(picture, (o.blur, o.blur, 0)) + rng.normal(0, o.noise, (*picture.shape[:2], 1))
     picture = Image.fromarray(np.uint8(picture.clip(0, 1) * 255 + 0.5))
-    return picture if quality is None else reopened(picture, "JPEG", quality=quality)
+    return picture if o.quality is None else reopened(picture, "JPEG", quality=o.quality)
 
 
 def pen_stroke(digit, height, tilt, pen):
@@ -116,7 +109,8 @@ def pen_stroke(digit, height, tilt, pen):
     if pen:
         ink = (ndimage.grey_dilation if pen > 0 else ndimage.grey_erosion)(ink, [1 + int(abs(pen) * height / 28)] * 2)
     ink = ((ink - 0.4) * 3 + 0.5).clip(0, 1)
-    return ink[np.ix_(ink.any(1), ink.any(0))] if ink.any() else ink
+    (box,) = ndimage.find_objects((ink > 0).astype(int)) or [(slice(None), slice(None))]
+    return ink[box]
 
 
 def lighting(shape, rng, light, shadow):

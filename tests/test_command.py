@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, RUN, assert_one_line, read_metrics, run, same, without_times
 
 import benchmark
+import predict
 from experiment import errors, report, train_published
 from experiment.command import Parser, command, echo, path
 from experiment.published import PUBLISHED
@@ -83,6 +84,7 @@ main()
 COMMANDS = {
     "train.py": ["train.py"],
     "benchmark.py": ["benchmark.py"],
+    "predict.py": ["predict.py"],
     "report.py": ["-m", "experiment.report"],
     "train_published.py": ["-m", "experiment.train_published"],
 }
@@ -215,7 +217,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("kind", STREAMS)
-def test_whatever_the_streams_are_the_results_are_written(mnist_dir, tmp_path, monkeypatch, name, kind):
+def test_whatever_the_streams_are_the_results_are_written(whole_run, mnist_dir, tmp_path, monkeypatch, name, kind):
     out, data = tmp_path / "out ≥", ["--data-dir", str(mnist_dir)]
     epoch = {"test_accuracy": 99.0, "seconds": 1.0, "images": 1}
     fake = {"seed": 0, "epochs": [epoch], "final_test_accuracy": 99.0, "train_seconds": 1.0}
@@ -234,6 +236,9 @@ def test_whatever_the_streams_are_the_results_are_written(mnist_dir, tmp_path, m
     elif name == "benchmark.py":
         argv = ["default", "--runs", "1", "--out", str(out), *data]
         assert benchmark.main(argv, train=train_once) == 0 and json.loads(out.read_text())
+    elif name == "predict.py":
+        argv = [str(whole_run / "curves.png"), "none.png", "--show", str(out)]
+        assert predict.main([*argv, "--weights", str(whole_run / "best.pt")]) == 1 and out.exists()
     elif name == "report.py":
         out.write_text(json.dumps([]))
         assert report.main([str(out)]) == 0
@@ -276,7 +281,10 @@ def main_that_raises(error):
     ("error", "code", "line"),
     [
         (None, 0, ""),
-        *((kind("wrong"), 1 if kind is errors.DownloadError else 2, "error: wrong") for kind in ERRORS),
+        *(
+            (kind("wrong"), 1 if kind in (errors.DownloadError, errors.ImageError) else 2, "error: wrong")
+            for kind in ERRORS
+        ),
         (MemoryError(), 2, "error: out of memory; try a smaller --batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: out of memory"),
