@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from conftest import assert_one_line, optional
-from photographs import FONTS, KINDS, beside, photograph, printed
+from photographs import FONTS, KINDS, answers, beside, photograph, printed
 from PIL import Image, features
 
 import predict
@@ -38,7 +38,7 @@ def main(*argv):
 
 
 def accuracy(pictures, labels, net):
-    return np.mean(predict.predict(pictures, net).argmax(1).numpy() == labels)
+    return np.mean([digit == label for (digit, _), label in zip(answers(pictures, net), labels)])
 
 
 # What it is for
@@ -196,7 +196,7 @@ def test_ink_does_not_depend_on_light_and_has_no_sign():
     ink = isolate_digit(find_ink(grey * 0.8 + 0.1))
     falling = np.linspace(1, 0.6, grey.shape[1])
     assert np.abs(isolate_digit(find_ink((grey * 0.8 + 0.1) * falling)) - ink).mean() < 0.01
-    np.testing.assert_allclose(isolate_digit(find_ink(0.9 - grey * 0.8)) > 0.3, ink > 0.3)
+    np.testing.assert_allclose(isolate_digit(find_ink(0.9 - grey * 0.8)), ink, atol=1e-5)
 
 
 # Pictures without an answer
@@ -297,7 +297,7 @@ def test_json_and_a_picture_of_what_the_net_saw(tmp_path, capsys):
     sheet = np.asarray(Image.open(tmp_path / "seen.png").convert("L"))
     seen = predict.prepare(seven()).repeat(5, 0).repeat(5, 1)
     np.testing.assert_array_equal(sheet[:140, 140:280], seen)
-    assert (sheet[:140, 300:580] == sheet[0, 579]).mean() == 0.75  # a blank sheet beside nothing
+    assert (sheet[:140, 300:580] == sheet[0, 579]).mean() == 0.5  # a blank sheet beside nothing
 
 
 def test_what_exists_is_not_overwritten_by_what_the_net_saw(tmp_path, capsys):
