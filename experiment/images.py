@@ -15,6 +15,7 @@ from experiment.errors import ImageError
 
 PIXELS = 400  # side to which a larger picture is reduced
 # Chosen on pictures of training images by `python -m tests.photographs`: results/predict.txt.
+EVEN = 0.03  # range of brightness within which paper is even
 FAINT = 0.1  # contrast to the paper up to which nothing is ink
 NOISE = 5  # the same in standard deviations of the paper
 SMALLEST = 0.04  # side of a digit, as a share of the picture's
@@ -81,13 +82,18 @@ def to_grey(image):
 def find_ink(grey):
     """By how much each pixel of `grey`, floats (H, W) in 0..1, differs from the paper: 0 is paper, 1 black on white.
 
-    The contrast is relative to the paper, so that ink in a shadow counts as much as ink beside it. The paper is a
-    median filter, half as wide and high as the picture, of a small copy. Light ink on dark paper is inverted.
+    The contrast is relative to the paper, so that ink in a shadow counts as much as ink beside it. The paper is what the
+    whole edge shows if that is even, as on a screen; else a median filter, half as wide and high as the picture, of a
+    small copy. Light ink on dark paper is inverted.
     """
-    copy = Image.fromarray(grey.astype(np.float32))
-    copy.thumbnail((40, 40), Image.Resampling.BOX)
-    paper = ndimage.median_filter(np.asarray(copy), [size // 2 | 1 for size in copy.size[::-1]], mode="nearest")
-    paper = np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
+    edge = np.concatenate([grey[[0, -1]].ravel(), grey[:, [0, -1]].ravel()])
+    if np.ptp(edge) > EVEN:
+        copy = Image.fromarray(grey.astype(np.float32))
+        copy.thumbnail((40, 40), Image.Resampling.BOX)
+        paper = ndimage.median_filter(np.asarray(copy), [size // 2 | 1 for size in copy.size[::-1]], mode="nearest")
+        paper = np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
+    else:
+        paper = np.full_like(grey, np.median(edge))
     if ((paper - grey) ** 3).sum() < 0:  # what differs most is lighter
         grey, paper = 1 - grey, 1 - paper
     return 1 - grey / np.maximum(paper, 0.1)
@@ -96,13 +102,17 @@ def find_ink(grey):
 def isolate_digit(ink):
     """`ink`, floats (H, W), with 0 wherever no digit is; ValueError if there is none, or several.
 
-    Connected parts of strong ink make up the digit, but for specks and, if something else is left, what the edge cuts.
-    Fainter ink around them is theirs too if 99% of the rest is fainter: that is noise, or lines on the paper.
+    Ink near strong ink counts if 99% of what lies farther away is fainter: that is noise, or lines on the paper. Its
+    connected parts make up the digit, but for specks and, if something else is left, what the edge cuts.
     """
     side, floor = max(ink.shape), max(FAINT, NOISE * 1.4826 * np.median(np.abs(ink)))  # 1.4826: from median to std
     strong = ink[ink > floor]
     stroke = (strong**2).sum() / max(strong.sum(), 1e-9)  # contrast of most strokes
-    labels, _ = ndimage.label(ink > max(floor, stroke / 2), np.ones((3, 3)))
+    near = ndimage.binary_dilation(ink > max(floor, stroke / 2), np.ones((3, 3)), 2 + side // 100)
+    low = 0 if near.all() else max(0, np.quantile(ink[~near], 0.99))
+    ink = np.where(near & (ink > low), ink, 0)
+
+    labels, _ = ndimage.label(ink, np.ones((3, 3)))
     boxes = ndimage.find_objects(labels)
     sizes = np.array([max(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes])
     cut = np.array([any(s.start == 0 or s.stop == n for s, n in zip(box, ink.shape)) for box in boxes], bool)
@@ -116,12 +126,7 @@ def isolate_digit(ink):
     tall = [(rows, columns) for rows, columns in tall if rows.stop - rows.start >= TALL * tallest]
     if any(apart(*slices) for pair in itertools.combinations(tall, 2) for slices in zip(*pair)):
         raise ValueError("several digits found; crop the picture to one")
-
-    mine, reach = np.append(False, kept)[labels], 2 + side // 100
-    around, anything = (ndimage.binary_dilation(mask, np.ones((3, 3)), reach) for mask in (mine, labels > 0))
-    rest = ink[~anything]
-    low = max(0, np.quantile(rest, 0.99)) if rest.size else 0
-    return np.where(around & (mine | (labels == 0)) & (ink > low), ink, 0)
+    return np.where(np.append(False, kept)[labels], ink, 0)
 
 
 def apart(a, b):
