@@ -15,12 +15,14 @@ from experiment.errors import ImageError
 
 PIXELS = 400  # side to which a larger picture is reduced
 # Chosen on pictures of training images by `python -m tests.photographs`: results/predict.txt.
-EVEN = 0.03  # range of brightness within which paper is even
+EVEN = 0.015  # standard deviation of brightness up to which paper is even
 FAINT = 0.1  # contrast to the paper up to which nothing is ink
 NOISE = 5  # the same in standard deviations of the paper
-SMALLEST = 0.04  # side of a digit, as a share of the picture's
-PART = 0.2  # side of a part of a digit, as a share of the largest part's
-TALL = 0.6  # height of another digit, as a share of the tallest one's
+CLUTTER = 2.5  # contrast of a digit to the paper, at least, in that of the strongest 1% beside it
+SMALLEST = 0.06  # size of a digit, of the picture's side
+PART = 0.05  # ink in a part of a digit, of the largest part's
+PARTS = 5  # of one digit, at most
+TALL = 0.6  # height of another digit, of the tallest part's
 
 
 def open_image(image, name=None):
@@ -82,21 +84,36 @@ def to_grey(image):
 def find_ink(grey):
     """By how much each pixel of `grey`, floats (H, W) in 0..1, differs from the paper: 0 is paper, 1 black on white.
 
-    The contrast is relative to the paper, so that ink in a shadow counts as much as ink beside it. The paper is what the
-    whole edge shows if that is even, as on a screen; else a median filter, half as wide and high as the picture, of a
-    small copy. Light ink on dark paper is inverted.
+    The contrast is relative to the paper, so that ink in a shadow counts as much as ink beside it. Light ink on dark
+    paper is inverted.
     """
-    edge = np.concatenate([grey[[0, -1]].ravel(), grey[:, [0, -1]].ravel()])
-    if np.ptp(edge) > EVEN:
-        copy = Image.fromarray(grey.astype(np.float32))
-        copy.thumbnail((40, 40), Image.Resampling.BOX)
-        paper = ndimage.median_filter(np.asarray(copy), [size // 2 | 1 for size in copy.size[::-1]], mode="nearest")
-        paper = np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
-    else:
-        paper = np.full_like(grey, np.median(edge))
+    paper = find_paper(grey)
     if ((paper - grey) ** 3).sum() < 0:  # what differs most is lighter
         grey, paper = 1 - grey, 1 - paper
     return 1 - grey / np.maximum(paper, 0.1)
+
+
+def find_paper(grey):
+    """Brightness of the paper under each pixel of `grey`, floats (H, W), from a copy of at most 40 pixels.
+
+    If the copy's edge is even, or changes evenly, so does the paper. Else, as with a shadow, it is a median filter half
+    as wide and high as the picture.
+    """
+    image = Image.fromarray(grey.astype(np.float32))
+    image.thumbnail((40, 40), Image.Resampling.BOX)
+    copy = np.asarray(image)
+
+    def plane(shape):
+        rows, columns = ((np.arange(size) + 0.5) / size for size in shape)
+        return np.stack(np.broadcast_arrays(1.0, rows[:, None], columns), -1)
+
+    edge = np.pad(np.zeros([max(size - 2, 0) for size in copy.shape], bool), 1, constant_values=True)
+    edge = edge[: copy.shape[0], : copy.shape[1]]
+    slope, *_ = np.linalg.lstsq(plane(copy.shape)[edge], copy[edge], rcond=None)
+    if (copy[edge] - plane(copy.shape)[edge] @ slope).std() <= EVEN:
+        return plane(grey.shape) @ slope
+    paper = ndimage.median_filter(copy, [size // 2 | 1 for size in copy.shape], mode="nearest")
+    return np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
 
 
 def isolate_digit(ink):
@@ -109,29 +126,29 @@ def isolate_digit(ink):
     strong = ink[ink > floor]
     stroke = (strong**2).sum() / max(strong.sum(), 1e-9)  # contrast of most strokes
     near = ndimage.binary_dilation(ink > max(floor, stroke / 2), np.ones((3, 3)), 2 + side // 100)
-    low = 0 if near.all() else max(0, np.quantile(ink[~near], 0.99))
+    low = max(0.002, 0 if near.all() else np.quantile(ink[~near], 0.99))  # 0.002: half a grey level
     ink = np.where(near & (ink > low), ink, 0)
 
-    labels, _ = ndimage.label(ink, np.ones((3, 3)))
-    boxes = ndimage.find_objects(labels)
-    sizes = np.array([max(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes])
-    cut = np.array([any(s.start == 0 or s.stop == n for s, n in zip(box, ink.shape)) for box in boxes], bool)
-    if sizes[~cut].max(initial=0) >= SMALLEST * side:
-        sizes[cut] = 0
-    if sizes.max(initial=0) < max(3, SMALLEST * side):
+    labels, count = ndimage.label(ink, np.ones((3, 3)))
+    slices = ndimage.find_objects(labels)
+    start, stop = (
+        np.array([[getattr(s, end) for s in box] for box in slices]).reshape(-1, 2) for end in ("start", "stop")
+    )
+    extent = stop - start  # height and width of every part
+    mass = ndimage.sum_labels(ink, labels, np.arange(count) + 1)
+    cut = ((start == 0) | (stop == ink.shape)).any(1)
+    bar = cut & (8 * extent.min(1) < extent.max(1)) & (extent != ink.shape).any(1)  # a table's rim, a line
+    mass[bar | (extent.max(1) < max(3, SMALLEST * side))] *= 0
+    whole = np.where(cut, 0, mass)
+    digit, clutter = (whole, CLUTTER) if whole.max(initial=0) > PART * mass.max(initial=0) else (mass, 2 * CLUTTER)
+    kept = digit > PART * digit.max(initial=0)
+    if not 1 <= kept.sum() <= PARTS or stroke < clutter * low:
         raise ValueError("no digit found; expected one that is clearly darker or lighter than its background")
-    kept = sizes >= PART * sizes.max()
-    tall = [box for box, keep in zip(boxes, kept) if keep]
-    tallest = max(rows.stop - rows.start for rows, _ in tall)
-    tall = [(rows, columns) for rows, columns in tall if rows.stop - rows.start >= TALL * tallest]
-    if any(apart(*slices) for pair in itertools.combinations(tall, 2) for slices in zip(*pair)):
+    ratio = extent[:, 0] / extent[kept, 0].max()
+    tall = np.flatnonzero((mass > PART * digit.max()) & (ratio >= TALL) & (ratio <= 1 / TALL))
+    if any((stop[a] <= start[b]).any() for a, b in itertools.permutations(tall, 2)):
         raise ValueError("several digits found; crop the picture to one")
     return np.where(np.append(False, kept)[labels], ink, 0)
-
-
-def apart(a, b):
-    """Whether two slices have no index in common."""
-    return a.stop <= b.start or b.stop <= a.start
 
 
 def contact_sheet(files, digits, captions, side=140, columns=4):
