@@ -189,8 +189,18 @@ def choose(split, net, count=24, seed=0):
         f"\nThresholds, on {len(labels)} pictures of training images, {len(blank)} blank sheets, {len(pairs)} pairs (%)"
     )
     echo("                 digits right  refused   blank answered   pairs answered")
-    values = {"FAINT": (0.05, 0.1, 0.15), "NOISE": (3, 4, 5, 6, 8), "SMALLEST": (0.02, 0.04, 0.06)}
-    values |= {"PART": (0.1, 0.2, 0.3), "TALL": (0.4, 0.5, 0.6, 0.7, 0.8)}
+    values = {
+        "EVEN": (0.008, 0.015, 0.03),
+        "FAINT": (0.05, 0.1, 0.15),
+        "NOISE": (3, 5, 7),
+        "RINGING": (0.02, 0.04, 0.06),
+    }
+    values |= {
+        "CLUTTER": (2, 2.5, 3),
+        "SMALLEST": (0.03, 0.06, 0.09),
+        "PART": (0.05, 0.1, 0.15),
+        "TALL": (0.4, 0.6, 0.8),
+    }
     for name, candidates in values.items():
         chosen = getattr(images, name)
         for value in candidates:

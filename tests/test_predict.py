@@ -50,8 +50,8 @@ def test_mnist_given_back_as_png_files_keeps_its_accuracy_and_its_pixels(digits,
     for file, image in zip(files, images):
         Image.fromarray(image).save(file)
     assert accuracy(files, labels, net) >= 0.994
-    unchanged = [np.abs(predict.prepare(image) - image.astype(int)).max() <= 2 for image in images[:200]]
-    assert np.mean(unchanged) > 0.97
+    unchanged = [np.abs(predict.prepare(image) - image.astype(int)).max() <= 12 for image in images]
+    assert np.mean(unchanged) > 0.95  # in others there is a speck
 
 
 def test_printed_digits_in_twenty_fonts(net):
@@ -64,11 +64,7 @@ def test_printed_digits_in_twenty_fonts(net):
 
 def test_photographs_of_paper(digits, net):
     images, labels = digits
-    rng, right, kinds = (
-        np.random.default_rng(SEED),
-        [],
-        [kind for kind in KINDS if kind not in ("thin pen", "table edge")],
-    )
+    rng, right, kinds = (np.random.default_rng(SEED), [], list(KINDS))
     for i, kind in enumerate(kinds * 10):
         right.append(accuracy([photograph(images[i], rng, **KINDS[kind])], labels[i : i + 1], net))
     assert np.mean(right) >= 0.98
@@ -144,7 +140,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_the_net_sees_the_same_in_every_form_of_a_picture(form, net):
     plain, other = predict.prepare(seven()).astype(int), predict.prepare(FORMS[form](seven())).astype(int)
-    assert np.abs(other - plain).mean() < 4 and predict.predict([FORMS[form](seven())], net).argmax() == 7
+    assert np.abs(other - plain).mean() < 3 and predict.predict([FORMS[form](seven())], net).argmax() == 7
 
 
 def test_heic(tmp_path):
@@ -204,8 +200,11 @@ def test_ink_does_not_depend_on_light_and_has_no_sign():
 
 def png(width, height):
     """A PNG that claims this size and holds nothing."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + bytes(12)
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b""))
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def saved(image, form="PNG"):
