@@ -123,6 +123,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.show and os.path.exists(args.show):  # with --show *.png that is the first picture
         raise FileError(f"--show {args.show} exists already; name a new file")
+    torch.set_num_threads(1)  # for one image at a time more are slower
     net, digits, answers = load_net(args.weights or DEFAULT), [], []
     for file in args.images:
         try:

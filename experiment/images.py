@@ -88,7 +88,8 @@ def find_ink(grey):
     paper is inverted.
     """
     paper = find_paper(grey)
-    if ((paper - grey) ** 3).sum() < 0:  # what differs most is lighter
+    darker = paper - grey
+    if (darker * darker * darker).sum() < 0:  # what differs most is lighter
         grey, paper = 1 - grey, 1 - paper
     return 1 - grey / np.maximum(paper, 0.1)
 
@@ -102,16 +103,13 @@ def find_paper(grey):
     image = Image.fromarray(grey.astype(np.float32))
     image.thumbnail((40, 40), Image.Resampling.BOX)
     copy = np.asarray(image)
-
-    def plane(shape):
-        rows, columns = ((np.arange(size) + 0.5) / size for size in shape)
-        return np.stack(np.broadcast_arrays(1.0, rows[:, None], columns), -1)
-
-    edge = np.pad(np.zeros([max(size - 2, 0) for size in copy.shape], bool), 1, constant_values=True)
-    edge = edge[: copy.shape[0], : copy.shape[1]]
-    slope, *_ = np.linalg.lstsq(plane(copy.shape)[edge], copy[edge], rcond=None)
-    if (copy[edge] - plane(copy.shape)[edge] @ slope).std() <= EVEN:
-        return plane(grey.shape) @ slope
+    rows, columns = ((np.indices(copy.shape).T + 0.5) / copy.shape).T  # 0..1, of each pixel
+    edge = (np.indices(copy.shape).T % (np.maximum(copy.shape, 2) - 1) == 0).any(-1).T
+    plane = np.stack([np.ones_like(rows), rows, columns], -1)[edge]
+    level, down, right = slope = np.linalg.lstsq(plane, copy[edge], rcond=None)[0]
+    if (copy[edge] - plane @ slope).std() <= EVEN:
+        rows, columns = ((np.arange(size) + 0.5) / size for size in grey.shape)
+        return level + down * rows[:, None] + right * columns
     paper = ndimage.median_filter(copy, [size // 2 | 1 for size in copy.shape], mode="nearest")
     return np.asarray(Image.fromarray(paper).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
 
