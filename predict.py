@@ -4,7 +4,8 @@
     python predict.py *.png --json               the answers for another program
     python predict.py *.png --show seen.png      what the net saw, beside each original
 
-From Python: `predict(["seven.jpg", image, array])`. Of an animation the first frame counts.
+From Python: `predict(["seven.jpg", image, array])`. Of an animation the first frame counts. A picture without an answer
+is one line on stderr, the others are answered, and the exit code is 1.
 """
 
 import sys

@@ -129,18 +129,17 @@ def isolate_digit(ink):
 
     labels, count = ndimage.label(ink, np.ones((3, 3)))
     slices = ndimage.find_objects(labels)
-    start, stop = (
-        np.array([[getattr(s, end) for s in box] for box in slices]).reshape(-1, 2) for end in ("start", "stop")
-    )
+    start = np.array([[rows.start, columns.start] for rows, columns in slices]).reshape(-1, 2)
+    stop = np.array([[rows.stop, columns.stop] for rows, columns in slices]).reshape(-1, 2)
     extent = stop - start  # height and width of every part
     mass = ndimage.sum_labels(ink, labels, np.arange(count) + 1)
     cut = ((start == 0) | (stop == ink.shape)).any(1)
     bar = cut & (8 * extent.min(1) < extent.max(1)) & (extent != ink.shape).any(1)  # a table's rim, a line
-    mass[bar | (extent.max(1) < max(3, SMALLEST * side))] *= 0
+    mass = np.where(bar, 0, mass)
     whole = np.where(cut, 0, mass)
     digit, clutter = (whole, CLUTTER) if whole.max(initial=0) > PART * mass.max(initial=0) else (mass, 2 * CLUTTER)
     kept = digit > PART * digit.max(initial=0)
-    if not kept.any() or stroke < clutter * low:
+    if extent[kept].max(initial=0) < max(3, SMALLEST * side) or stroke < clutter * low:
         raise ValueError("no digit found; expected one that is clearly darker or lighter than its background")
     ratio = extent[:, 0] / extent[kept, 0].max()
     tall = np.flatnonzero((mass > PART * digit.max()) & (ratio >= TALL) & (ratio <= 1 / TALL))

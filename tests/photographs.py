@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import PIL
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -72,6 +73,18 @@ FONTS += ["DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "De
 FONTS += ["DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"]
 FONTS += ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"]
 FONTS += ["cmr10", "cmb10", "cmss10", "cmtt10", "Pillow's"]
+
+
+CANDIDATES = {
+    "EVEN": (0.008, 0.015, 0.03),
+    "FAINT": (0.05, 0.1, 0.15),
+    "NOISE": (3, 5, 7),
+    "RINGING": (0.02, 0.04, 0.06),
+    "CLUTTER": (2, 2.5, 3),
+    "SMALLEST": (0.03, 0.06, 0.09),
+    "PART": (0.05, 0.1, 0.15),
+    "TALL": (0.4, 0.6, 0.8),
+}
 
 
 def photograph(digit, rng, **options):
@@ -145,11 +158,10 @@ def printed(text, name, size=64):
 
 
 def beside(a, b, rng):
-    """Two digits (uint8 (28, 28)) as one picture (28, W), a little apart."""
+    """Two digits (uint8 (28, 28)) as one, uint8 (28, W), a little apart."""
     a, b = (digit[:, digit.any(0)] for digit in (a, b))
-    return np.hstack(
-        [np.pad(a, [(0, 0), (4, 0)]), np.zeros((28, rng.integers(3, 12)), np.uint8), np.pad(b, [(0, 0), (0, 4)])]
-    )
+    gap = np.zeros((28, rng.integers(3, 12)), np.uint8)
+    return np.pad(np.hstack([a, gap, b]), [(0, 0), (4, 4)])
 
 
 def sample(split, count, seed):
@@ -185,23 +197,10 @@ def choose(split, net, count=24, seed=0):
     digits, blank, pairs = sample(split, count, seed)
     pictures = [picture for group, _ in digits.values() for picture in group]
     labels = [label for _, group in digits.values() for label in group]
-    echo(
-        f"\nThresholds, on {len(labels)} pictures of training images, {len(blank)} blank sheets, {len(pairs)} pairs (%)"
-    )
+    numbers = f"{len(labels)} pictures of training images, {len(blank)} blank sheets, {len(pairs)} pairs"
+    echo(f"\nThresholds (*: chosen), on {numbers} (%)")
     echo("                 digits right  refused   blank answered   pairs answered")
-    values = {
-        "EVEN": (0.008, 0.015, 0.03),
-        "FAINT": (0.05, 0.1, 0.15),
-        "NOISE": (3, 5, 7),
-        "RINGING": (0.02, 0.04, 0.06),
-    }
-    values |= {
-        "CLUTTER": (2, 2.5, 3),
-        "SMALLEST": (0.03, 0.06, 0.09),
-        "PART": (0.05, 0.1, 0.15),
-        "TALL": (0.4, 0.6, 0.8),
-    }
-    for name, candidates in values.items():
+    for name, candidates in CANDIDATES.items():
         chosen = getattr(images, name)
         for value in candidates:
             setattr(images, name, value)
@@ -222,16 +221,12 @@ def choose(split, net, count=24, seed=0):
 def count_answers(split, net, count=200, seed=1):
     """Print how many answers are right, for every kind of picture."""
     digits, blank, pairs = sample(split, count, seed)
-    digits["MNIST as it is"] = (
-        [reopened(Image.fromarray(i.numpy()), "PNG") for i in split.images[:1000, 0]],
-        split.labels,
-    )
+    digits["all of these"] = tuple(sum(parts, []) for parts in zip(*digits.values()))
+    as_they_are = [reopened(Image.fromarray(image.numpy()), "PNG") for image in split.images[:1000, 0]]
+    digits["MNIST as it is"] = as_they_are, split.labels[:1000]
     for size in (20, 40, 80, 160):
         texts = [(text, name) for name in FONTS for text in "0123456789"]
-        digits[f"{len(FONTS)} fonts, {size} px"] = (
-            [printed(*item, size) for item in texts],
-            [int(text) for text, _ in texts],
-        )
+        digits[f"{len(FONTS)} fonts, {size} px"] = [printed(*item, size) for item in texts], [int(t) for t, _ in texts]
     echo("\nPictures of test images (%)\n                          n    right  unsure  refused")
     for kind, (pictures, labels) in digits.items():
         found = list(answers(pictures, net))
@@ -249,7 +244,9 @@ def count_answers(split, net, count=200, seed=1):
 @command
 def main(argv=None):
     dataset, net = load_mnist(), load_net(predict.DEFAULT)
-    echo("# python -m tests.photographs\n# " + ", ".join(f"{k} {v}" for k, v in describe_machine().items()))
+    about = describe_machine()
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    echo(f"# python -m tests.photographs\n# {about['machine']}, {versions}, pillow {PIL.__version__}, weights/best.pth")
     choose(dataset.train, net)
     count_answers(dataset.test, net)
 
