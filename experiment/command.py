@@ -89,7 +89,7 @@ def is_out_of_memory(error):
 
 
 def command(function):
-    """Decorator for a `main(argv=None)`: maps errors to one line on stderr and returns the exit code."""
+    """Decorator for a `main(argv=None)`: maps errors to one line on stderr and returns the exit code, 0 by default."""
     name = Path(function.__code__.co_filename).name
 
     @functools.wraps(function)
@@ -98,7 +98,7 @@ def command(function):
         if is_script:
             handle_signals(interrupt)
         try:
-            function(argv, **options)
+            code = function(argv, **options)
         except ExperimentError as error:
             if isinstance(error, DivergedError) and local_rank():  # the other processes may not know
                 print(f"{name}: error: process {rank()}: {error}", file=sys.stderr)
@@ -117,6 +117,6 @@ def command(function):
                 restore_signals()
             elif is_script:  # while Python and torch shut down
                 handle_signals(exit_at_once)
-        return 0
+        return code or 0
 
     return main

@@ -33,5 +33,11 @@ class ProcessError(ExperimentError):
     """Another process of the job has ended, or does not answer."""
 
 
+class ImageError(FileError):
+    """An image cannot be read, or does not show one digit."""
+
+    exit_code = 1
+
+
 class DivergedError(ExperimentError):
     """A loss is no longer finite."""

@@ -16,6 +16,7 @@ from conftest import ROOT, RUN, assert_one_line, read_metrics, run, same, withou
 
 import benchmark
 import export
+import predict
 from experiment import errors, report, train_published
 from experiment.command import Parser, command, echo, path
 from experiment.published import PUBLISHED
@@ -84,6 +85,7 @@ main()
 COMMANDS = {
     "train.py": ["train.py"],
     "benchmark.py": ["benchmark.py"],
+    "predict.py": ["predict.py"],
     "report.py": ["-m", "experiment.report"],
     "train_published.py": ["-m", "experiment.train_published"],
     "export.py": ["export.py"],
@@ -236,6 +238,9 @@ def test_whatever_the_streams_are_the_results_are_written(mnist_dir, whole_run, 
     elif name == "benchmark.py":
         argv = ["default", "--runs", "1", "--out", str(out), *data]
         assert benchmark.main(argv, train=train_once) == 0 and json.loads(out.read_text())
+    elif name == "predict.py":
+        argv = [str(ROOT / "results" / "page.png"), "none.png", "--show", str(out)]
+        assert predict.main([*argv, "--weights", str(whole_run / "best.pt")]) == 1 and out.exists()
     elif name == "report.py":
         out.write_text(json.dumps([]))
         assert report.main([str(out)]) == 0
@@ -281,7 +286,10 @@ def main_that_raises(error):
     ("error", "code", "line"),
     [
         (None, 0, ""),
-        *((kind("wrong"), 1 if kind is errors.DownloadError else 2, "error: wrong") for kind in ERRORS),
+        *(
+            (kind("wrong"), 1 if kind in (errors.DownloadError, errors.ImageError) else 2, "error: wrong")
+            for kind in ERRORS
+        ),
         (MemoryError(), 2, "error: out of memory; try a smaller --batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: out of memory"),
