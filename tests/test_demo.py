@@ -1,6 +1,6 @@
 """The page in a real browser: mouse, touch, a phone's screen, and the same answers as PyTorch.
 
-ONNXRUNTIME_WEB names the folder of the unpacked npm package, which stands in for the address that the page loads it from.
+ONNXRUNTIME_WEB names the folder of the unpacked npm package, which answers for the address that the page loads.
 """
 
 import base64
