@@ -1,11 +1,12 @@
 """The page in a real browser: mouse, touch, a phone's screen, and the same answers as PyTorch.
 
-ONNXRUNTIME_WEB names the folder of the unpacked npm package, of which the page's addresses are answered.
+ONNXRUNTIME_WEB names the folder of the unpacked npm package, which answers for the address that the page loads.
 """
 
 import base64
 import io
 import json
+import mimetypes
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from conftest import ROOT, missing, optional
 from PIL import Image
 
 from experiment.weights import WEIGHTS, load_net
+from predict import center_digit
 
 DEMO = ROOT / "demo"
 SITE = "https://demo.test/"
@@ -74,18 +76,18 @@ def open_page(browser, package):
     """open_page(address): the page once it is ready; no other address than the two here can be reached."""
     contexts = []
 
-    def open_page(address, changed=None, **options):
+    def open_page(address, changed=(), **options):
         def serve(route):
             url = route.request.url
             folder, name = (package, url.removeprefix(RUNTIME)) if url.startswith(RUNTIME) else (DEMO, Path(url).name)
-            if changed and url.endswith(changed):
-                content = bytearray((folder / name).read_bytes())
-                content[-1] ^= 1
-                route.fulfill(body=bytes(content), headers={"access-control-allow-origin": "*"})
-            elif url.startswith((RUNTIME, SITE)) and not name.startswith(".."):
-                route.fulfill(path=folder / name, headers={"access-control-allow-origin": "*"})
-            else:
+            if not url.startswith((RUNTIME, SITE)):
                 route.abort()
+                return
+            content = bytearray((folder / name).read_bytes())
+            if name.endswith(changed):
+                content[-1] ^= 1
+            headers = {"access-control-allow-origin": "*", "content-type": mimetypes.guess_type(name)[0]}
+            route.fulfill(body=bytes(content), headers=headers)
 
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
@@ -157,12 +159,11 @@ def test_a_drawn_digit_is_read(page, digit):
 @pytest.mark.parametrize("digit", range(10))
 def test_a_drawing_is_centred_as_a_picture_is(page, digit):
     """As large as the board, and small in a corner."""
-    predict = optional("predict")
     for scale, shift in ((1, 0), (0.3, 0.66)):
         page.click("#clear")
         draw(page, [[(x * scale + shift, y * scale + shift) for x, y in stroke] for stroke in DIGITS[digit]])
         answer = guess(page)
-        expected = predict.center_digit(ink_of(page, "board") / 255)
+        expected = center_digit(ink_of(page, "board") / 255)
         assert np.abs(expected.astype(int) - ink_of(page, "view")).max() <= 2
         logits = load_net(WEIGHTS / "best.pth")(torch.from_numpy(expected)[None, None])
         assert answer == str(logits.argmax().item())
