@@ -100,6 +100,16 @@ def test_the_curves_are_the_points_of_metrics_json(whole_run):
         assert all(accuracy.get_ylim()[0] <= value <= accuracy.get_ylim()[1] for value in values)
 
 
+def test_points_lie_at_their_share_of_the_steps_of_their_epoch():
+    steps = [[25, 50, 60], [85, 90]]
+    epochs = [
+        {"epoch": number, "curve": [{"step": step, "lr": 0.1, "loss": 1.0} for step in of_epoch]}
+        for number, of_epoch in enumerate(steps, 1)
+    ]
+    positions = [position for position, _, _ in plots.curve_points(epochs)]
+    assert positions == pytest.approx([25 / 60, 50 / 60, 1, 1 + 25 / 30, 2])
+
+
 @pytest.mark.parametrize("accuracies", [[100.0], [10.0, 100.0], [99.4, 99.43], [0.0]])
 def test_every_accuracy_and_the_target_are_in_the_picture(accuracies):
     metrics, *_ = example(0)
