@@ -211,10 +211,17 @@ def choose(split, net, count=24, seed=0):
             mark = "*" if value == chosen else " "
             echo("{:10}{:6}{}{:>11}{:>9}{:>17}{:>17}".format(name, value, mark, *line))
         setattr(images, name, chosen)
-    found = [(digit == label, p) for (digit, p), label in zip(answers(pictures, net), labels) if digit is not None]
-    echo("\nUNSURE, on the same pictures (%)\n       right answers below it   wrong answers below it")
+
+
+def choose_unsure(split, net, count=120, seed=3):
+    """Print what the threshold UNSURE does."""
+    groups = sample(split, count, seed)[0].values()
+    found = [(digit == label, p) for group, labels in groups for (digit, p), label in zip(answers(group, net), labels)]
+    right, wrong = ([p for is_right, p in found if is_right == kind and p > 0] for kind in (True, False))
+    echo(f"\nUNSURE, on {len(right)} right and {len(wrong)} wrong answers for pictures of training images (%)")
+    echo("       right answers below it   wrong answers below it")
     for value in (0.4, 0.5, 0.6, 0.7, 0.8):
-        shares = [percent(p < value for right, p in found if right == kind) for kind in (True, False)]
+        shares = [percent(p < value for p in group) for group in (right, wrong)]
         echo("{:6}{}{:>17}{:>25}".format(value, "*" if value == predict.UNSURE else " ", *shares))
 
 
@@ -248,6 +255,7 @@ def main(argv=None):
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     echo(f"# python -m tests.photographs\n# {about['machine']}, {versions}, pillow {PIL.__version__}, weights/best.pth")
     choose(dataset.train, net)
+    choose_unsure(dataset.train, net)
     count_answers(dataset.test, net)
 
 

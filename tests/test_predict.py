@@ -64,10 +64,18 @@ def test_printed_digits_in_twenty_fonts(net):
 
 def test_photographs_of_paper(digits, net):
     images, labels = digits
-    rng, right, kinds = (np.random.default_rng(SEED), [], list(KINDS))
-    for i, kind in enumerate(kinds * 10):
+    rng, right = np.random.default_rng(SEED), []
+    for i, kind in enumerate(list(KINDS) * 8):
         right.append(accuracy([photograph(images[i], rng, **KINDS[kind])], labels[i : i + 1], net))
     assert np.mean(right) >= 0.98
+
+
+@pytest.mark.parametrize("what", ["nothing", "two digits"])
+def test_photographs_of_no_digit_and_of_two(what, digits, net):
+    rng, images = np.random.default_rng(SEED), digits[0]
+    shown = [np.zeros_like(images[0]) if what == "nothing" else beside(*images[i : i + 2], rng) for i in range(88)]
+    pictures = [photograph(image, rng, **KINDS[kind]) for image, kind in zip(shown, list(KINDS) * 4)]
+    assert sum(digit is not None for digit, _ in answers(pictures, net)) <= 1
 
 
 # The same digit in many forms
@@ -80,8 +88,12 @@ def seven():
     return image
 
 
+def dim(image):
+    return Image.eval(image, lambda value: value // 2 + 40)
+
+
 def sixteen_bits(image):
-    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    return Image.fromarray(np.asarray(dim(image).convert("L")).astype(np.uint16) * 257)
 
 
 def drawn_on_nothing(image, ink):
@@ -133,7 +145,7 @@ FORMS = {
     "turned by EXIF": turned,
     "animation": lambda image: as_file("GIF", save_all=True, append_images=[Image.new("RGB", image.size)])(image),
     "large": lambda image: image.resize((1600, 2000), Image.Resampling.BICUBIC),
-    "dim": lambda image: Image.eval(image, lambda value: value // 2 + 40),
+    "dim": dim,
 }
 
 
@@ -144,8 +156,7 @@ def test_the_net_sees_the_same_in_every_form_of_a_picture(form, net):
 
 
 def test_heic(tmp_path):
-    optional("pillow_heif").register_heif_opener()
-    seven().save(tmp_path / "seven.heic", quality=90)
+    optional("pillow_heif").from_pillow(seven()).save(tmp_path / "seven.heic", quality=90)
     assert np.abs(predict.prepare(tmp_path / "seven.heic") - predict.prepare(seven()).astype(int)).mean() < 4
 
 
@@ -190,8 +201,8 @@ def test_a_digit_is_scaled_to_20_pixels_and_its_mass_is_in_the_middle(shape):
 def test_ink_does_not_depend_on_light_and_has_no_sign():
     grey = np.asarray(seven().convert("L")) / 255
     ink = isolate_digit(find_ink(grey * 0.8 + 0.1))
-    falling = np.linspace(1, 0.6, grey.shape[1])
-    assert np.abs(isolate_digit(find_ink((grey * 0.8 + 0.1) * falling)) - ink).mean() < 0.01
+    falling = np.linspace(1, 0.4, grey.shape[1])
+    assert np.abs(isolate_digit(find_ink((grey * 0.8 + 0.1) * falling)) - ink).max() < 0.05
     np.testing.assert_allclose(isolate_digit(find_ink(0.9 - grey * 0.8)), ink, atol=1e-5)
 
 
