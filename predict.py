@@ -31,7 +31,7 @@ from model import SIDE
 
 DEFAULT = WEIGHTS / "best.pth"
 # Chosen on pictures of training images by `python -m tests.photographs`: results/predict.txt.
-UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0.92
+UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0.9
 
 
 def predict(images, net=None):
