@@ -82,7 +82,7 @@ def draw(cases):
         axes.set_xticks(x, [f"{n:,}" if n < 10_000 else f"{n // 1000}k" for n in x])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("seconds per epoch")
+    figure.axes[0].set(ylabel="seconds per epoch", yticks=(2, 5, 10, 20, 50), yticklabels=(2, 5, 10, 20, 50))
     figure.savefig(picture, dpi=120)
     return picture.getvalue()
 
