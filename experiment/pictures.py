@@ -54,7 +54,8 @@ def accuracy_over_seconds(results):
     for name, s, colour in rows:
         axes.plot(s["seconds"], s["by_epoch"], "o-" if colour == OURS else "s:", color=colour, markersize=4)
         where = (s["seconds"][-1], s["by_epoch"][-1])
-        axes.annotate(f"{name} (n = {s['n']})", where, (5, 0), textcoords="offset points", va="center", fontsize=8)
+        offset = (5, -8 if s["epochs"] == 1 else 0)  # a single point lies close to another line
+        axes.annotate(f"{name} (n = {s['n']})", where, offset, textcoords="offset points", va="center", fontsize=8)
     axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
     longest = max(s["seconds"][-1] for _, s, _ in rows)
     axes.set(xscale="log", xlim=(1, 5 * longest), ylim=(98.8, 99.75))
