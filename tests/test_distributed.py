@@ -63,7 +63,7 @@ def test_the_processes_agree_on_every_figure(job):
     assert again.correct == checkpoint.history.final.evaluation.correct and again.count == 360
     assert again.loss == pytest.approx(checkpoint.history.final.evaluation.loss, rel=1e-5)
     assert metrics["processes"] == 2 and again.accuracy > 25
-    assert out.count("Epoch 4/4") == 1 and "2 processes, each cpu with 1 CPU threads" in out
+    assert out.count("Epoch 4/4") == 1 and "2 processes, each cpu, 1 CPU threads" in out
 
 
 def test_one_step_of_two_processes_is_that_of_one(tmp_path):
