@@ -224,11 +224,10 @@ def test_the_page_is_small():
     assert sum(file.stat().st_size for file in DEMO.iterdir()) < 250_000
 
 
-def test_picture_for_the_readme(open_page, request):
-    file = request.config.getoption("--screenshot")
-    if not file:
-        pytest.skip("only with --screenshot")
+def test_picture_for_the_readme(open_page, request, tmp_path):
+    file = request.config.getoption("--screenshot") or tmp_path / "page.png"
     page = open_page((DEMO / "index.html").as_uri(), viewport={"width": 800, "height": 600})
     draw(page, DIGITS[3])
     guess(page)
     page.locator("main").screenshot(path=file, animations="disabled")
+    assert 20_000 < Path(file).stat().st_size < 100_000
