@@ -78,13 +78,13 @@ def test_the_ratio_counts_all_seconds_of_a_recipe_that_never_gets_there(tmp_path
         run["train_seconds"] = 400.0
     file.write_text(json.dumps([fast, slow]))
     text = KINDS["ratio"]([file], "")
-    assert "8.0 s to a mean of 99.40% (n = 1)" in text and "net-11034, has not reached that after 400 s" in text
+    assert "in 8.0 s (n = 1)" in text and "net-11034, trains for 400 s and ends at 99.34% (n = 2)" in text
     assert "**50 times**" in text
     slow["runs"][0]["final_test_accuracy"] = 99.5
     for run in slow["runs"]:
         run["epoch_test_accuracy"] = [99.4, 99.5]
     file.write_text(json.dumps([fast, slow]))
-    assert "reaches that after 200 s (n = 2): **25 times**" in KINDS["ratio"]([file], "")
+    assert "net-11034, trains for 200 s (n = 2): **25 times**" in KINDS["ratio"]([file], "")
 
 
 def test_the_tree_has_the_numbers_of_lines(tmp_path):
