@@ -14,12 +14,12 @@ dependencies = ["torch"]
 
 
 def default():
-    """19,882 parameters, 99.4% in every run of 100."""
+    """Trains in seconds."""
     return _load("default")
 
 
 def best():
-    """17,546 parameters, the highest accuracy."""
+    """The highest accuracy."""
     return _load("best")
 
 

@@ -1,23 +1,16 @@
 """The pictures of the READMEs, drawn from benchmarks. matplotlib is imported late, because that takes a second."""
 
-import io
 import math
 
 from data import Loader
 from experiment.datasets import load_mnist
-from experiment.plots import draw_answers, mistakes
+from experiment.plots import BLUE, VERMILLION, draw_answers, mistakes, png
 from experiment.published import PUBLISHED
 from experiment.results import TARGET, summarise
 from experiment.weights import load_net
 from train import predict
 
-OURS, OTHERS = "#0072B2", "#D55E00"  # colour-blind safe (Okabe and Ito)
-
-
-def png(figure):
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
-    return picture.getvalue()
+OURS, OTHERS = BLUE, VERMILLION
 
 
 def summaries(results):
@@ -28,17 +21,16 @@ def summaries(results):
 
 def draw_seconds_to_target(axes, results):
     """A bar per recipe: training seconds until its mean accuracy is at least 99.4%; hatched: all, it never is."""
-    rows = [(s["seconds"][(s["first_epoch"] or 0) - 1], name, s, colour) for name, s, colour in summaries(results)]
-    rows.sort(key=lambda row: row[0])
-    for y, (seconds, _, s, colour) in enumerate(rows):
-        reached = s["first_epoch"] is not None
+    rows = sorted(summaries(results), key=lambda row: row[1]["seconds_to_target"])
+    for y, (_, s, colour) in enumerate(rows):
+        reached, seconds = s["first_epoch"] is not None, s["seconds_to_target"]
         axes.barh(y, seconds, color=colour, alpha=1 if reached else 0.45, hatch="" if reached else "///")
         text = f" {seconds:.0f} s" if seconds >= 10 else f" {seconds:.1f} s"
         text += "" if reached else f", not reached: {s['by_epoch'][-1]:.2f}%"
         axes.text(seconds, y, f"{text} (n = {s['n']})", va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [name for _, name, _, _ in rows])
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.invert_yaxis()
-    axes.set(xscale="log", xlim=(1, 20 * rows[-1][0]), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
+    axes.set(xscale="log", xlim=(1, 20 * seconds), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
     axes.minorticks_off()
     axes.set_title("training until the mean over n runs is 99.4%: ours (blue), published (orange)")
     for side in ("top", "right"):

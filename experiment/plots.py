@@ -16,12 +16,18 @@ BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the c
 MISTAKES, COLUMNS = 64, 10  # at most so many wrong images, so many in a row
 
 
-def png(draw, metrics, dataset, logits):
+def drawn(draw, metrics, dataset, logits):
     """The bytes of the PNG that `draw` draws; needs no display."""
     from matplotlib.figure import Figure
 
-    figure, picture = Figure(layout="constrained"), io.BytesIO()
+    figure = Figure(layout="constrained")
     draw(figure, metrics, dataset, logits.cpu())
+    return png(figure)
+
+
+def png(figure):
+    """The bytes of `figure` as a PNG file."""
+    picture = io.BytesIO()
     figure.savefig(picture, dpi=120)
     return picture.getvalue()
 
@@ -187,17 +193,17 @@ def draw_confusion(figure, metrics, dataset, logits):
 
     matrix = confusion_matrix(dataset.test.labels.cpu(), logits.argmax(1), labels=range(10))
     right = np.eye(10, dtype=bool)
-    mistakes = np.ma.masked_where(right, matrix)
+    errors = np.ma.masked_where(right, matrix)
     figure.set_size_inches(WIDTH, 5.2)
-    write_title(figure, metrics, f"{mistakes.sum():,} of {matrix.sum():,} test images wrong {when(metrics)}")
+    write_title(figure, metrics, f"{errors.sum():,} of {matrix.sum():,} test images wrong {when(metrics)}")
     display = ConfusionMatrixDisplay(matrix).plot(
         ax=figure.subplots(),
         cmap=colormaps["Oranges"].with_extremes(bad="0.93"),
         colorbar=False,
-        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 3 * mistakes.max())), "aspect": "auto"},
+        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 3 * errors.max())), "aspect": "auto"},
         text_kw={"color": "black"},
     )
-    display.im_.set_data(mistakes)
+    display.im_.set_data(errors)
     for text in display.text_[(matrix == 0) & ~right]:
         text.set_text("")
     display.ax_.set(xlabel="predicted", ylabel="true")

@@ -38,17 +38,10 @@ DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", 
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
-def seconds_to_target(s):
-    """Of training until the mean over the runs is at least 99.4%; all, if it never is."""
-    return f"{s['seconds'][s['first_epoch'] - 1]:.1f}" if s["first_epoch"] else f"never in {s['seconds'][-1]:.1f}"
-
-
 def sitting_seconds(recipe):
     """Median training seconds of `recipe` in the SITTING."""
-    seconds = [
-        summarise(r["runs"])["seconds"][-1] for r in read_results(SITTING) if r["recipe"] == recipe and r["runs"]
-    ]
-    return f"{seconds[0]:.1f}" if seconds else "–"
+    runs = next((result["runs"] for result in read_results(SITTING) if result["recipe"] == recipe), [])
+    return f"{summarise(runs)['seconds'][-1]:.1f}" if runs else "–"
 
 
 def std(s):
@@ -68,7 +61,7 @@ COLUMNS = {  # title: text, for a result and its summary
     "seconds": lambda result, s: sitting_seconds(result["recipe"]),
     "runs ≥ 99.4%": lambda result, s: f"{s['reached']} of {s['n']}",
     "first epoch with mean ≥ 99.4%": lambda result, s: s["first_epoch"] or "–",
-    "training s to it": lambda result, s: seconds_to_target(s),
+    "training s to it": lambda result, s: "never in " * (not s["first_epoch"]) + f"{s['seconds_to_target']:.1f}",
     "training s": lambda result, s: f"{s['seconds'][-1]:.1f}",
     "process s": lambda result, s: f"{s['total_seconds']:.1f}",
     "peak MB": lambda result, s: s["peak_memory_mb"] or "–",
@@ -125,7 +118,7 @@ def machine(files, old):
 def ratio(files, old):
     """How much longer the fastest of the published recipes trains to a mean of 99.4%, or in vain, than `fast`."""
     results = {result["recipe"]: summarise(result["runs"]) for result in read_results(files[0]) if result["runs"]}
-    seconds = {name: s["seconds"][(s["first_epoch"] or 0) - 1] for name, s in results.items()}
+    seconds = {name: s["seconds_to_target"] for name, s in results.items()}
     best = min((name for name in results if name in PUBLISHED), key=seconds.get)
     end = "" if results[best]["first_epoch"] else f" and ends at {results[best]['by_epoch'][-1]:.2f}%"
     return (

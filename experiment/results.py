@@ -37,7 +37,8 @@ def summarise(runs):
     """Mean, sample standard deviation, 95% confidence interval of the mean (Student's t), times, and more.
 
     `seconds` holds the training time up to the end of each epoch, from medians over the runs; `first_epoch` is the
-    first after which the mean accuracy is at least 99.4%.
+    first after which the mean accuracy is at least 99.4%; `seconds_to_target` is the time up to it, or
+    all if there is none.
     """
     from scipy.stats import t
 
@@ -51,6 +52,7 @@ def summarise(runs):
     epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if accuracy >= TARGET), None)
     by_run = (run.get("epoch_seconds") or [run["train_seconds"] / len(by_epoch)] * len(by_epoch) for run in runs)
     seconds = list(itertools.accumulate(statistics.median(column) for column in zip(*by_run)))
+    to_target = seconds[epoch - 1] if epoch else seconds[-1]
     return {
         "n": n,
         "epochs": len(by_epoch),
@@ -63,6 +65,7 @@ def summarise(runs):
         "reached": sum(final >= TARGET for final in finals),
         "first_epoch": epoch,
         "seconds": seconds,
+        "seconds_to_target": to_target,
         "total_seconds": statistics.median(run["total_seconds"] for run in runs),
         "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs) or None,
     }

@@ -148,7 +148,7 @@ class RunFolder:
             self.log(line)
         for name, draw in plots.PICTURES.items() if self.plots else ():
             try:
-                replace_file(self.path / name, plots.png(draw, self.metrics(), self.dataset, logits))
+                replace_file(self.path / name, plots.drawn(draw, self.metrics(), self.dataset, logits))
             except Exception as error:  # a matplotlib failure must not fail a finished run
                 self.log(f"Warning: {name} could not be drawn ({type(error).__name__}: {error})")
         self.write_metrics()

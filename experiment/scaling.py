@@ -13,7 +13,6 @@ if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imp
 
     handle_signals(exit_at_once)
 
-import io
 import json
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from experiment.errors import ExperimentError
 from experiment.files import replace_file, write_json
 from experiment.machine import describe_machine
 from experiment.mnist_files import FILES
+from experiment.plots import BLUE, png
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -72,19 +72,18 @@ def draw(cases):
     """PNG bytes: seconds per epoch over each quantity, in proportion to the least, both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    picture, figure = io.BytesIO(), Figure(figsize=(10, 3), layout="constrained")
+    figure = Figure(figsize=(10, 3), layout="constrained")
     for axes, axis in zip(figure.subplots(1, len(BASE), sharey=True), BASE):
         rows = [(case["case"], statistics.median(case["seconds"])) for case in cases if axis in case["case"]]
         rows = [row for row in rows if axis == list(row[0])[-1]]
         x = [case[axis][0] if axis == "widths" else case[axis] for case, _ in rows]
-        axes.plot(x, [seconds for _, seconds in rows], "o-", color="#0072B2")
+        axes.plot(x, [seconds for _, seconds in rows], "o-", color=BLUE)
         axes.set(xscale="log", yscale="log", xlabel="first width" if axis == "widths" else axis.replace("_", " "))
         axes.set_xticks(x, [f"{n:,}" if n < 10_000 else f"{n // 1000}k" for n in x])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].set(ylabel="seconds per epoch", yticks=(2, 5, 10, 20, 50), yticklabels=(2, 5, 10, 20, 50))
-    figure.savefig(picture, dpi=120)
-    return picture.getvalue()
+    return png(figure)
 
 
 @command

@@ -166,7 +166,7 @@ def test_a_run_draws_all_pictures_and_with_no_plots_none(whole_run, tmp_path):
 def test_with_held_out_images_the_mistakes_are_those_of_the_weights_they_chose(tmp_path, monkeypatch):
     titles = {}
     monkeypatch.setattr(
-        plots, "png", lambda draw, *values: titles.update({draw.__name__: drawn(draw, *values)[1]}) or b""
+        plots, "drawn", lambda draw, *values: titles.update({draw.__name__: drawn(draw, *values)[1]}) or b""
     )
     assert run(*RUN, "--holdout", 200, "--out", tmp_path / "run", plots=True) == 0
     metrics = read_metrics(tmp_path / "run")
