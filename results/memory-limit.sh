@@ -14,8 +14,7 @@ echo 1000000000 > "$group/memory.limit_in_bytes"
 trap 'rm -rf "$folder"; rmdir "$group"' EXIT
 grep -m 1 "model name" /proc/cpuinfo
 train="python train.py --recipe one-epoch --target none --threads 2 --no-plots --data-dir $folder"
-turn=1
-echo "no limit: $($train --out "$folder/free-$turn" | grep -E "Training time")"
+echo "no limit: $($train --out "$folder/free" | grep "Training time")"
 sync; echo 3 > /proc/sys/vm/drop_caches  # a cached page counts for whoever read it first
-echo "limit of 1 GB: $(sh -c "echo \$\$ > $group/cgroup.procs; exec $train --out $folder/limited-$turn" | grep -E "Training time"), \
-most memory $(cat "$group/memory.max_usage_in_bytes") bytes"
+limited="echo \$\$ > $group/cgroup.procs; exec timeout 280 $train --out $folder/limited"
+echo "limit of 1 GB: $(sh -c "$limited" | grep -E "Training time|Interrupted")"
