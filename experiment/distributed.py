@@ -37,8 +37,10 @@ def process_group(device):
         torch.cuda.set_device(local_rank())
     with lost_process():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
-    yield
-    dist.destroy_process_group()
+    try:
+        yield
+    finally:  # after an error too: threads of gloo that still run at exit may abort the process
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
