@@ -95,28 +95,34 @@ def command(function):
     @functools.wraps(function)
     def main(argv=None, **options):
         is_script = any(signal.getsignal(number) is exit_at_once for number in SIGNALS)  # not if it is imported
+
+        def end(line, code):
+            echo(f"{name}: {line}", sys.stderr)
+            if is_script:  # while Python and torch shut down: no second line
+                handle_signals(signal.SIG_DFL)
+            return code
+
         if is_script:
             handle_signals(interrupt)
         try:
-            code = function(argv, **options)
+            try:
+                code = function(argv, **options)
+            finally:
+                if is_script:
+                    handle_signals(exit_at_once)
         except ExperimentError as error:
             if isinstance(error, DivergedError) and local_rank():  # the other processes may not know
                 print(f"{name}: error: process {rank()}: {error}", file=sys.stderr)
-            echo(f"{name}: error: {error}", sys.stderr)
-            return error.exit_code
+            return end(f"error: {error}", error.exit_code)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            echo(f"{name}: error: out of memory; try a smaller --batch-size or smaller --widths", sys.stderr)
-            return 2
+            return end("error: out of memory; try a smaller --batch-size or smaller --widths", 2)
         except KeyboardInterrupt as error:
-            echo(f"{name}: interrupted", sys.stderr)
-            return 128 + (error.args[0] if error.args else signal.SIGINT)
+            return end("interrupted", 128 + (error.args[0] if error.args else signal.SIGINT))
         finally:
             if is_script and (hasattr(sys, "ps1") or sys.flags.interactive):  # as in a notebook's %run
                 restore_signals()
-            elif is_script:  # while Python and torch shut down
-                handle_signals(exit_at_once)
         return code or 0
 
     return main

@@ -128,7 +128,9 @@ def parallel(model):
     """`model` so wrapped that backward averages the gradients over all processes."""
     if world_size() == 1:
         return model
-    return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    wrapped.broadcast_buffers = False  # not as an argument, whose name depends on torch's version
+    return wrapped
 
 
 def average_buffers(model):

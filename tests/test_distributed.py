@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -79,17 +80,6 @@ def test_one_step_of_two_processes_is_that_of_one(tmp_path):
         )
 
 
-def test_a_job_that_loses_a_process_ends_and_resumes_bit_for_bit(job, tmp_path):
-    folder = tmp_path / "run"
-    code, _, errors = torchrun(*TRAIN, "--out", folder, DIE="1 2")
-    assert code != 0 and len(errors) == 1 and "error: process 0 lost the others" in errors[0]
-    assert "to resume: torchrun --nproc-per-node 2" in (folder / "log.txt").read_text()
-    assert len(Checkpoint.load(folder / "last.pt").history.epochs) >= 2
-    code, _, errors = torchrun("--resume", folder)
-    assert (code, errors) == (0, [])
-    assert same(without_times(folder), without_times(job[0]))
-
-
 def test_another_number_of_processes_is_refused(job, capsys):
     assert_refused(capsys, ["--resume", job[0]], "found 1, expected 2", "torchrun --nproc-per-node 2")
     assert run("--evaluate", job[0] / "last.pt") == 0
@@ -108,18 +98,43 @@ def test_bad_input_is_one_line_of_the_first_process(flags, expected, tmp_path):
     assert code != 0 and len(errors) == 1 and expected in errors[0] and not (tmp_path / "run").exists()
 
 
-def by_hand(*argv, rank, port, **environment):
+def by_hand(*argv, rank, port, script="train.py", **environment):
     """A process of a job of two that something else than torchrun starts."""
     values = dict(zip(VARIABLES, (rank, rank, 2, "localhost", port)))
-    environment = {**os.environ, **{name: str(value) for name, value in values.items()}, **environment}
-    argv = [sys.executable, "train.py", *map(str, argv)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    environment |= {name: str(value) for name, value in values.items()}
+    argv = [sys.executable, script, *map(str, argv)]
     return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
 
 
-def test_processes_with_other_flags_are_refused(tmp_path):
+def free_port():
     with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    flags = [*TRAIN, "--out", tmp_path / "run"]
+        return server.getsockname()[1]
+
+
+def test_a_process_that_loses_the_other_says_so_and_the_job_resumes_bit_for_bit(job, tmp_path):
+    """Without torchrun, which may end it before it can tell."""
+    folder, options = tmp_path / "run", {"port": free_port(), "script": "tests/torchrun_job.py", "DIE": "1 2"}
+    first, second = (by_hand(*TRAIN, "--out", folder, rank=rank, **options) for rank in range(2))
+    (_, error), (_, other) = first.communicate(), second.communicate()
+    lines = [line for line in error.splitlines() if not re.match(r"\[[WE]\d", line)]  # torch's own warnings
+    assert first.returncode == 2 and len(lines) == 1 and "error: process 0 lost the others" in lines[0]
+    assert second.returncode == -signal.SIGKILL and other == ""
+    assert "to resume: torchrun --nproc-per-node 2" in (folder / "log.txt").read_text()
+    assert len(Checkpoint.load(folder / "last.pt").history.epochs) >= 2
+    code, _, errors = torchrun("--resume", folder)
+    assert (code, errors) == (0, [])
+    assert same(without_times(folder), without_times(job[0]))
+
+
+def test_torchrun_ends_a_job_that_loses_a_process(tmp_path):
+    code, _, errors = torchrun(*TRAIN, "--out", tmp_path / "run", DIE="1 2")
+    assert code != 0 and len(errors) == 1 and re.search("process 0 lost the others|interrupted$", errors[0])
+    assert len(Checkpoint.load(tmp_path / "run" / "last.pt").history.epochs) >= 2
+
+
+def test_processes_with_other_flags_are_refused(tmp_path):
+    flags, port = [*TRAIN, "--out", tmp_path / "run"], free_port()
     first, second = by_hand(*flags, rank=0, port=port), by_hand(*flags, "--seed", 7, rank=1, port=port)
     (_, error), (_, other) = first.communicate(), second.communicate()
     assert error.count("\n") == 1 and "process 1 was started with another seed: found 7, expected 0" in error

@@ -9,6 +9,10 @@ import signal
 import sys
 from dataclasses import asdict
 
+from experiment.command import exit_at_once, handle_signals
+
+handle_signals(exit_at_once)  # as train.py does
+
 import torch
 
 import train
