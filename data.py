@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from model import SIDE
 
+LARGE = 2**30  # bytes; images of as many may lie on a disk, not in memory
+
 
 class Split(NamedTuple):
     """Images, uint8 (N, 1, 28, 28), and their labels, int64 (N,) in 0..9."""
@@ -87,13 +89,13 @@ class TrainLoader(Loader):
     def epoch_indices(self):
         shuffled = torch.randperm(len(self.labels), device=self.labels.device)
         if self.hardness is None:
-            return shuffled[: self.first_count]
-        if self.later_count == len(shuffled):
-            return shuffled
-        ranked = self.hardness[shuffled]
-        ranked[: round(0.3 * self.later_count)] = math.inf
-        selected = shuffled[ranked.argsort(descending=True, stable=True)[: self.later_count]]
-        return selected[torch.randperm(self.later_count, device=shuffled.device)]
+            shuffled = shuffled[: self.first_count]
+        elif self.later_count < len(shuffled):
+            ranked = self.hardness[shuffled]
+            ranked[: round(0.3 * self.later_count)] = math.inf
+            selected = shuffled[ranked.argsort(descending=True, stable=True)[: self.later_count]]
+            shuffled = selected[torch.randperm(self.later_count, device=shuffled.device)]
+        return shuffled if self.images.nbytes < LARGE else near_each_other(shuffled)
 
     def record(self, losses):
         """Update the hardness of the latest batch from its losses (B,)."""
@@ -101,6 +103,16 @@ class TrainLoader(Loader):
             self.hardness = torch.zeros(len(self.labels), device=losses.device)
         losses = losses.detach()
         self.hardness[self.index] = losses / losses.mean().clamp_min(1e-12)
+
+
+def near_each_other(indices, block=128, blocks=256):
+    """`indices` (N,), in random order, so reordered that images on a disk are read in blocks.
+
+    Blocks of `block` neighbouring images are put together at random; the images of `blocks` such blocks stay in random
+    order, and come before those of the next.
+    """
+    order = torch.randperm(int(indices.max()) // block + 1, device=indices.device)
+    return indices[(order[indices // block] // blocks).argsort(stable=True)]
 
 
 class RandomAffine:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data import LARGE
 from experiment.errors import DataError, DownloadError
 from experiment.files import writing
 from model import SIDE
@@ -135,7 +136,7 @@ def read_files(paths):
     return tensors
 
 
-def read_idx(path, item_shape, map_from=2**30):
+def read_idx(path, item_shape, map_from=LARGE):
     """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 tensor (count, *item_shape).
 
     The header is checked against the data that follows, so that a damaged one cannot claim memory. An unpacked file of

@@ -5,6 +5,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine as affine_one_by_one
 
+import data
 from data import Dataset, Loader, RandomAffine, Split, TrainLoader, affine
 
 
@@ -67,6 +68,24 @@ def test_later_epochs_are_the_hardest_images_and_some_at_random():
     assert others[0] != others[1] and any(label < 120 for label in others[0])
     assert any(loader.hardness[label] == 0 for labels in others for label in labels)  # never trained on before
     assert steps == [18, 5, 5, 5] and sum(steps) == loader.steps(4)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_images_of_a_large_file_are_read_in_blocks(share, monkeypatch):
+    """Of 128 neighbours, in the time in which 256 such blocks are read; a batch has images of many of them."""
+    monkeypatch.setattr(data, "LARGE", 100_000 * 784)
+    torch.manual_seed(0)
+    loader = TrainLoader(*numbered(100_000), 64, share, share)
+    first = loader.epoch_indices()
+    loader.hardness = torch.rand(100_000)
+    for indices in first, loader.epoch_indices():
+        assert len(indices.unique()) == len(indices) == 100_000 * share
+        places = [(indices // 128 == block).nonzero() for block in range(100_000 // 128)]
+        assert max(place.max() - place.min() for place in places) < 1.05 * 256 * 128 * share
+        assert all(len(batch.unique()) > 40 for batch in (indices[:8192] // 128).split(64))
+        assert not torch.equal(indices[:64].sort().values, first[:64].sort().values) or indices is first
+    small = TrainLoader(*numbered(99_999), 64).epoch_indices()
+    assert len((small[: 128 * 256] // 128).unique()) > 700
 
 
 def test_losses_are_kept_relative_to_their_batch():

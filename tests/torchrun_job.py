@@ -9,9 +9,10 @@ import signal
 import sys
 from dataclasses import asdict
 
-from experiment.command import exit_at_once, handle_signals
+if __name__ == "__main__":  # as train.py does
+    from experiment.command import exit_at_once, handle_signals
 
-handle_signals(exit_at_once)  # as train.py does
+    handle_signals(exit_at_once)
 
 import torch
 
