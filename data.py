@@ -105,11 +105,11 @@ class TrainLoader(Loader):
         self.hardness[self.index] = losses / losses.mean().clamp_min(1e-12)
 
 
-def near_each_other(indices, block=128, blocks=256):
+def near_each_other(indices, block=1024, blocks=64):
     """`indices` (N,), in random order, so reordered that images on a disk are read in blocks.
 
-    Blocks of `block` neighbouring images are put together at random; the images of `blocks` such blocks stay in random
-    order, and come before those of the next.
+    A window is `blocks` blocks, drawn at random, of `block` neighbouring images. The images of a window stay in random
+    order, and come before those of the next window.
     """
     order = torch.randperm(int(indices.max()) // block + 1, device=indices.device)
     return indices[(order[indices // block] // blocks).argsort(stable=True)]
