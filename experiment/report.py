@@ -110,13 +110,13 @@ def tree(files, old):
 
 
 def machine(files, old):
-    """The machine, versions and numbers of runs of a sitting."""
+    """The machine, versions and numbers of runs of `files`."""
     results = read_results(files[0])
     result, runs = results[0], sorted(len(result["runs"]) for result in results)
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
     what = f"Training s: all epochs, median of {runs[0]} to {runs[-1]} runs"
-    return f"{what} in one sitting, {threads} of {result['machine']}; {versions}."
+    return f"{what}, {threads} of {result['machine']}; {versions}."
 
 
 def ratio(files, old):
