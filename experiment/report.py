@@ -124,7 +124,7 @@ def ratio(files, old):
     results = {result["recipe"]: summarise(result["runs"]) for result in read_results(files[0]) if result["runs"]}
     seconds = {name: s["seconds_to_target"] for name, s in results.items()}
     best = min((name for name in results if name in PUBLISHED), key=seconds.get)
-    end = "" if results[best]["first_epoch"] else f" without getting there ({results[best]['by_epoch'][-1]:.2f}%)"
+    end = "" if results[best]["first_epoch"] else f" and ends at {results[best]['by_epoch'][-1]:.2f}%"
     return (
         f"`fast` reaches a mean of 99.4% in {seconds['fast']:.1f} s (n = {results['fast']['n']}); the shortest of "
         f"the five, {best}, trains for {seconds[best]:.0f} s{end} (n = {results[best]['n']}): "

@@ -55,7 +55,7 @@ def test_an_interrupted_benchmark_continues(run, tmp_path, capsys):
     assert [[r["seed"] for r in result["runs"]] for result in json.loads(out.read_text())] == [[2], [2]]
     assert run(*command, train=train) == 0
     assert asked[3:] == [("default", 3), ("fast", 3), ("default", 4), ("fast", 4)]
-    line = "| default | 1,000 | 2 | 2.5 | 3 | 99.430 ± 0.010 | 99.405 to 99.455 | 99.42 | 3 of 3 | 2 |"
+    line = "| default | 1,000 | 2 | 2.5 | 99.430 ± 0.010% (3) | 99.405 to 99.455 | 99.42 | 3 of 3 | 4.0 (epoch 2) |"
     assert line in capsys.readouterr().out
 
 

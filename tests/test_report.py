@@ -37,8 +37,8 @@ def test_markers_are_filled_and_a_second_time_changes_nothing(document):
     assert re.search(
         r"\n\| default \| 1,000 \| 2 \| 99.400 ± 0.141% \(2\) \| 1 of 2 \| [\d.]+ \|\n<!-- end -->\nbetween", text
     )
-    full = "| default | 1,000 | 2 | 2 | 2 | 99.400 ± 0.141 | 98.129 to 100.671 | 99.30 | 1 of 2 "
-    full += "| 2 | 8.0 | 8.0 | 12.0 | 500 |\n"
+    full = "| default | 1,000 | 2 | 2 | 99.400 ± 0.141% (2) | 98.129 to 100.671 | 99.30 | 1 of 2 "
+    full += "| 8.0 (epoch 2) | 8.0 | 12.0 | 500 |\n"
     assert full + full + "<!-- end -->" in text and "net-9720" not in text  # it has no runs
     assert "<!-- log: log.txt -->\n```\none\ntwo\n```\n<!-- end -->" in text
 
