@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from model import SIDE
 
-LARGE = 2**30  # bytes; images of as many may lie on a disk, not in memory
+LARGE = 2**30  # bytes; a file of as many is not read into memory, but mapped
 
 
 class Split(NamedTuple):
@@ -109,7 +109,7 @@ def near_each_other(indices, block=1024, blocks=64):
     """`indices` (N,), in random order, so reordered that images on a disk are read in blocks.
 
     A window is `blocks` blocks, drawn at random, of `block` neighbouring images. The images of a window stay in random
-    order, and come before those of the next window.
+    order, and come before those of the next one, as in a shuffle buffer over shuffled shards (webdataset/webdataset).
     """
     order = torch.randperm(int(indices.max()) // block + 1, device=indices.device)
     return indices[(order[indices // block] // blocks).argsort(stable=True)]

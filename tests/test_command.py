@@ -82,6 +82,30 @@ main()
     assert process.returncode == code
 
 
+@signals
+@pytest.mark.parametrize(
+    ("ending", "line", "code"),
+    [("raise FileError('wrong')", "<string>: error: wrong\n", -signal.SIGTERM), ("pass", "-c: interrupted\n", 143)],
+)
+def test_a_signal_while_python_shuts_down_adds_no_second_line(ending, line, code):
+    script = f"""
+import signal
+from experiment.command import command, exit_at_once, handle_signals
+from experiment.errors import FileError
+handle_signals(exit_at_once)
+
+@command
+def main(argv=None):
+    {ending}
+
+main()
+signal.raise_signal(signal.SIGTERM)
+"""
+    with start("-c", script) as process:
+        assert process.communicate(timeout=60) == ("", line)
+    assert process.returncode == code
+
+
 COMMANDS = {
     "train.py": ["train.py"],
     "benchmark.py": ["benchmark.py"],

@@ -83,6 +83,7 @@ def test_images_of_a_large_file_are_read_in_blocks(share, monkeypatch):
         places = [(indices // 1024 == block).nonzero() for block in range(200_000 // 1024)]
         assert max(place.max() - place.min() for place in places) < 1.05 * 64 * 1024 * share
         assert all(len(batch.unique()) > 30 for batch in (indices[:8192] // 1024).split(64))
+        assert (indices[:8192] // 1024).max() - (indices[:8192] // 1024).min() > 128  # not 64 neighbouring blocks
         assert not torch.equal(indices[:64].sort().values, first[:64].sort().values) or indices is first
     small = TrainLoader(*numbered(199_999), 64).epoch_indices()
     assert len((small[:4096] // 1024).unique()) == 196

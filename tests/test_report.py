@@ -72,14 +72,15 @@ def test_the_picture_is_drawn_from_results_some_of_which_have_no_runs_yet():
 
 def test_the_ratio_counts_all_seconds_of_a_recipe_that_never_gets_there(tmp_path):
     """Two epochs of 4 s each: fast gets there in the second, net-9720 too, net-11034 never."""
-    file, fast = tmp_path / "a.json", {**result("fast", 99.4), "runs": result("fast", 99.4)["runs"]}
+    file, fast = tmp_path / "a.json", {**result("fast", 99.4), "threads": 2}
     slow = result("net-11034", 99.3, 99.38)
     for run in slow["runs"]:
         run["train_seconds"] = 400.0
     file.write_text(json.dumps([fast, slow]))
     text = KINDS["ratio"]([file], "")
     assert "in 8.0 s (n = 1)" in text and "net-11034, trains for 400 s and ends at 99.34% (n = 2)" in text
-    assert "**50 times**" in text
+    assert "**50 times**" in text and "| never | 400.0 |" in KINDS["full table"]([file], "")
+    assert "median of 1 to 2 runs, 2 threads of" in KINDS["machine"]([file], "")
     slow["runs"][0]["final_test_accuracy"] = 99.5
     for run in slow["runs"]:
         run["epoch_test_accuracy"] = [99.4, 99.5]
