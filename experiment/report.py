@@ -53,8 +53,15 @@ def to_target(s):
     return f"{s['seconds_to_target']:.1f} (epoch {s['first_epoch']})" if s["first_epoch"] else "never"
 
 
+def linked(recipe):
+    """The name of `recipe`, for the main README a link to its trained weights if there are any."""
+    file = WEIGHTS / f"{recipe}.pth"
+    return f"[{recipe}]({file.relative_to(ROOT).as_posix()})" if file.exists() else recipe
+
+
 COLUMNS = {  # title: text, for a result and its summary
     "recipe": lambda result, s: result["recipe"],
+    "recipe, weights": lambda result, s: linked(result["recipe"]),
     "parameters": lambda result, s: f"{result['params']:,}",
     "epochs": lambda result, s: s["epochs"],
     "passes": lambda result, s: f"{s['passes']:.3g}",
@@ -68,8 +75,9 @@ COLUMNS = {  # title: text, for a result and its summary
     "whole process, s": lambda result, s: f"{s['total_seconds']:.1f}",
     "peak MB": lambda result, s: s["peak_memory_mb"] or "–",
 }
-SUMMARY = ("recipe", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "training s")
-FULL = tuple(name for name in COLUMNS if name != "training s")
+SUMMARY = ("recipe, weights", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "training s")
+ACCURACY = ("recipe", "parameters", "epochs", "passes", "mean ± std (n)", "95% CI of the mean", "min", "runs ≥ 99.4%")
+TIMES = ("training s to a mean of 99.4%", "training s, all epochs", "whole process, s", "peak MB")
 
 
 def markdown(columns, rows):
@@ -77,7 +85,7 @@ def markdown(columns, rows):
     return [f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
-def table(results, columns=FULL):
+def table(results, columns=ACCURACY + TIMES):
     """The lines of a Markdown table of those `results` that have runs."""
     rows = [(result, summarise(result["runs"])) for result in results if result["runs"]]
     return markdown(columns, ([COLUMNS[column](result, s) for column in columns] for result, s in rows))
@@ -175,7 +183,8 @@ def layers(files, old):
 KINDS = {
     "layers": layers,
     "summary table": tables(SUMMARY),
-    "full table": tables(FULL),
+    "accuracy table": tables(ACCURACY),
+    "time table": tables(("recipe", *TIMES)),
     "log": log,
     "tree": tree,
     "machine": machine,

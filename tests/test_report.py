@@ -25,7 +25,7 @@ def document(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([result("default", 99.3, 99.5), result("net-9720")]))
     (tmp_path / "log.txt").write_text("one\ntwo\n")
     path = tmp_path / "README.md"
-    kinds = ("summary table: a.json", "full table: a.json a.json", "log: log.txt")
+    kinds = ("summary table: a.json", "accuracy table: a.json a.json", "time table: a.json", "log: log.txt")
     path.write_text("before\n" + "".join(f"<!-- {kind} -->\n<!-- end -->\nbetween\n" for kind in kinds))
     return path
 
@@ -35,11 +35,11 @@ def test_markers_are_filled_and_a_second_time_changes_nothing(document):
     document.write_text(text)
     assert filled(document) == text
     assert re.search(
-        r"\n\| default \| 1,000 \| 2 \| 99.400 ± 0.141% \(2\) \| 1 of 2 \| [\d.]+ \|\n<!-- end -->\nbetween", text
+        r"\n\| \[default\]\(weights/default.pth\) \| 1,000 \| 2 \| 99.400 ± 0.141% \(2\) \| 1 of 2 \| [\d.]+ \|\n<!-- end -->\nbetween", text
     )
-    full = "| default | 1,000 | 2 | 2 | 99.400 ± 0.141% (2) | 98.129 to 100.671 | 99.30 | 1 of 2 "
-    full += "| 8.0 (epoch 2) | 8.0 | 12.0 | 500 |\n"
-    assert full + full + "<!-- end -->" in text and "net-9720" not in text  # it has no runs
+    row = "| default | 1,000 | 2 | 2 | 99.400 ± 0.141% (2) | 98.129 to 100.671 | 99.30 | 1 of 2 |\n"
+    assert row + row + "<!-- end -->" in text and "net-9720" not in text  # it has no runs
+    assert "| default | 8.0 (epoch 2) | 8.0 | 12.0 | 500 |\n<!-- end -->" in text
     assert "<!-- log: log.txt -->\n```\none\ntwo\n```\n<!-- end -->" in text
 
 
@@ -79,7 +79,7 @@ def test_the_ratio_counts_all_seconds_of_a_recipe_that_never_gets_there(tmp_path
     file.write_text(json.dumps([fast, slow]))
     text = KINDS["ratio"]([file], "")
     assert "in 8.0 s (n = 1)" in text and "net-11034, trains for 400 s and ends at 99.34% (n = 2)" in text
-    assert "**50 times**" in text and "| never | 400.0 |" in KINDS["full table"]([file], "")
+    assert "**50 times**" in text and "| never | 400.0 |" in KINDS["time table"]([file], "")
     assert "median of 1 to 2 runs, 2 threads of" in KINDS["machine"]([file], "")
     slow["runs"][0]["final_test_accuracy"] = 99.5
     for run in slow["runs"]:
