@@ -33,7 +33,7 @@ def draw_seconds_to_target(axes, results):
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(1, 20 * seconds), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
     axes.minorticks_off()
-    axes.set_xlabel("training seconds, logarithmic scale")
+    axes.set_xlabel("logarithmic scale")
     axes.set_title("training seconds to a mean of 99.4% over n runs; hatched: not reached")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
