@@ -38,9 +38,10 @@ DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", 
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
-def sitting_seconds(recipe):
-    """Median training seconds of `recipe` in the SITTING."""
-    runs = next((result["runs"] for result in read_results(SITTING) if result["recipe"] == recipe), [])
+def sitting_seconds(result):
+    """Median training seconds in the SITTING of the recipe of `result`, if its settings were the same there."""
+    same = (other for other in read_results(SITTING) if all(other[key] == result[key] for key in ("recipe", "config")))
+    runs = next(same, {"runs": []})["runs"]
     return f"{summarise(runs)['seconds'][-1]:.1f}" if runs else "–"
 
 
@@ -69,7 +70,7 @@ COLUMNS = {  # title: text, for a result and its summary
     "95% CI of the mean": lambda result, s: "{:.3f} to {:.3f}".format(*s["ci95"]) if s["ci95"] else "–",
     "min": lambda result, s: f"{s['min']:.2f}",
     "runs ≥ 99.4%": lambda result, s: f"{s['reached']} of {s['n']}",
-    "training s": lambda result, s: sitting_seconds(result["recipe"]),
+    "training s": lambda result, s: sitting_seconds(result),
     "training s to a mean of 99.4%": lambda result, s: to_target(s),
     "training s, all epochs": lambda result, s: f"{s['seconds'][-1]:.1f}",
     "whole process, s": lambda result, s: f"{s['total_seconds']:.1f}",

@@ -68,7 +68,7 @@ class Recipe(Checked):
     antialias: str = setting("second", "which of the two poolings are antialiased", choices=("none", "second", "both"))
     margin: int = setting(2, "pixels cropped from each side of every image", 0, 4)
     # training
-    epochs: int = setting(6, "epochs", 1, 100_000)
+    epochs: int = setting(7, "epochs", 1, 100_000)
     first_share: float = setting(1.0, "share of the images that the first epoch takes", 0, 1, above=True)
     later_share: float = setting(0.15, "share that each later one takes, mostly the hardest", 0, 1, above=True)
     batch_size: int = setting(128, "images per step", 1, 1_000_000)
