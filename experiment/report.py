@@ -39,10 +39,12 @@ GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S
 
 
 def sitting_seconds(result):
-    """Median training seconds in the SITTING of the recipe of `result`, if its settings were the same there."""
-    same = (other for other in read_results(SITTING) if all(other[key] == result[key] for key in ("recipe", "config")))
-    runs = next(same, {"runs": []})["runs"]
-    return f"{summarise(runs)['seconds'][-1]:.1f}" if runs else "–"
+    """Median training seconds in the SITTING of the recipe of `result`, and the settings that it had there instead."""
+    there = next((other for other in read_results(SITTING) if other["recipe"] == result["recipe"]), None)
+    if not (there and there["runs"]):
+        return "–"
+    others = [f"{name} {value}" for name, value in there["config"].items() if value != result["config"].get(name)]
+    return f"{summarise(there['runs'])['seconds'][-1]:.1f}" + f" ({', '.join(others)})" * bool(others)
 
 
 def std(s):

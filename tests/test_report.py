@@ -19,8 +19,9 @@ def result(recipe, *finals):
 
 
 @pytest.fixture
-def document(tmp_path):
-    """A document with two tables and a log of files beside it, all of them empty."""
+def document(tmp_path, monkeypatch):
+    """A document with tables and a log of files beside it, all of them empty."""
+    monkeypatch.setattr(report, "SITTING", tmp_path / "a.json")
     (tmp_path / "a.json").write_text(json.dumps([result("default", 99.3, 99.5), result("net-9720")]))
     (tmp_path / "log.txt").write_text("one\ntwo\n")
     path = tmp_path / "README.md"
@@ -33,17 +34,21 @@ def test_markers_are_filled_and_a_second_time_changes_nothing(document):
     text = filled(document)
     document.write_text(text)
     assert filled(document) == text
-    row = "| [default](weights/default.pth) | 1,000 | 2 | 99.400 ± 0.141% (2) | 1 of 2 | – |\n<!-- end -->\nbetween"
-    assert row in text  # its settings in side-by-side.json were others
+    row = "| [default](weights/default.pth) | 1,000 | 2 | 99.400 ± 0.141% (2) | 1 of 2 | 8.0 |\n<!-- end -->\nbetween"
+    assert row in text
     row = "| default | 1,000 | 2 | 2 | 99.400 ± 0.141% (2) | 98.129 to 100.671 | 99.30 | 1 of 2 |\n"
     assert row + row + "<!-- end -->" in text and "net-9720" not in text  # it has no runs
     assert "| default | 8.0 (epoch 2) | 8.0 | 12.0 | 500 |\n<!-- end -->" in text
     assert "<!-- log: log.txt -->\n```\none\ntwo\n```\n<!-- end -->" in text
 
 
-def test_times_are_those_of_the_same_settings_side_by_side(document, monkeypatch):
-    monkeypatch.setattr(report, "SITTING", document.parent / "a.json")
-    assert "| 1 of 2 | 8.0 |\n" in filled(document)
+def test_a_time_side_by_side_names_the_settings_that_were_others_then(document, monkeypatch):
+    there = document.parent / "there.json"
+    monkeypatch.setattr(report, "SITTING", there)
+    there.write_text(json.dumps([{**result("default", 99.4), "config": {"epochs": 6}}]))
+    assert "| 1 of 2 | 8.0 (epochs 6) |\n" in filled(document)
+    there.write_text(json.dumps([result("default"), result("fast", 99.4)]))  # no runs of it
+    assert "| 1 of 2 | – |\n" in filled(document)
 
 
 def test_the_committed_documents_are_those_of_the_committed_files():
