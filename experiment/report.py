@@ -40,8 +40,9 @@ GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S
 
 def sitting_seconds(result):
     """Median training seconds in the SITTING of the recipe of `result`, and the settings that it had there instead."""
-    there = next((other for other in read_results(SITTING) if other["recipe"] == result["recipe"]), None)
-    if not (there and there["runs"]):
+    sitting = (other for other in read_results(SITTING) if other["runs"])
+    there = next((other for other in sitting if other["recipe"] == result["recipe"]), None)
+    if not there:
         return "–"
     others = [f"{name} {value}" for name, value in there["config"].items() if value != result["config"].get(name)]
     return f"{summarise(there['runs'])['seconds'][-1]:.1f}" + f" ({', '.join(others)})" * bool(others)

@@ -15,7 +15,7 @@ def result(recipe, *finals):
         | {"total_seconds": 12.0, "peak_memory_mb": 500}
         for seed, final in enumerate(finals)
     ]
-    return {"recipe": recipe, "params": 1000, "config": {}, "machine": "", "versions": {}, "runs": runs}
+    return {"recipe": recipe, "params": 1000, "config": {"lr": 1.0, "epochs": 2}, "machine": "", "versions": {}, "runs": runs}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_markers_are_filled_and_a_second_time_changes_nothing(document):
 def test_a_time_side_by_side_names_the_settings_that_were_others_then(document, monkeypatch):
     there = document.parent / "there.json"
     monkeypatch.setattr(report, "SITTING", there)
-    there.write_text(json.dumps([{**result("default", 99.4), "config": {"epochs": 6}}]))
+    there.write_text(json.dumps([{**result("default", 99.4), "config": {"lr": 1.0, "epochs": 6}}]))
     assert "| 1 of 2 | 8.0 (epochs 6) |\n" in filled(document)
     there.write_text(json.dumps([result("default"), result("fast", 99.4)]))  # no runs of it
     assert "| 1 of 2 | – |\n" in filled(document)
