@@ -15,7 +15,8 @@ def result(recipe, *finals):
         | {"total_seconds": 12.0, "peak_memory_mb": 500}
         for seed, final in enumerate(finals)
     ]
-    return {"recipe": recipe, "params": 1000, "config": {"lr": 1.0, "epochs": 2}, "machine": "", "versions": {}, "runs": runs}
+    config = {"lr": 1.0, "epochs": 2}
+    return {"recipe": recipe, "params": 1000, "config": config, "machine": "", "versions": {}, "runs": runs}
 
 
 @pytest.fixture
