@@ -3,45 +3,33 @@
     python benchmark.py default fast --runs 20 --seed 1000 --out results/ours.json
     python benchmark.py net-11034 --runs 3 --out results/published.json       a published recipe
 
-A run is `python train.py --recipe NAME --seed S --target none --no-plots` or `python -m experiment.train_published
+A run is `python train.py --recipe NAME --seed S --target none --no-plots` or `python -m study.train_published
 NAME`. It is written to the file as soon as it is finished: the same command continues an interrupted benchmark, one
 with other recipes adds these.
 """
 
-import sys
-
-if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
-    from experiment.command import exit_at_once, handle_signals
-
-    handle_signals(exit_at_once)
-
-import contextlib
 import json
-import os
 import queue
-import subprocess
-import tempfile
-import threading
-import time
-from collections import deque
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import psutil
 import torch
 from tqdm import tqdm
 
-from experiment.arguments import whole_number
-from experiment.command import Parser, command, echo, path
+from experiment.cli import Parser, command, path, whole_number
 from experiment.datasets import load_mnist
 from experiment.errors import ExperimentError, FileError
 from experiment.files import lock, write_json, writing
-from experiment.machine import describe_machine, resolve, usable_cpus
-from experiment.progress import on_terminal
-from experiment.published import PUBLISHED
-from experiment.report import table
-from experiment.results import add_run, read_results
+from experiment.machine import set_up, usable_cpus
+from experiment.meter import on_terminal
 from experiment.settings import RECIPES, Settings
+from study.published import PUBLISHED
+from study.report import table
+from study.results import add_run, describe_machine, read_results
+from study.runs import run_process
 
-HERE = Path(__file__).parent
 NAMES = ", ".join([*RECIPES, *PUBLISHED])
 SAME = ("config", "dataset", "sha256", "device", "precision", "machine", "versions")  # in one file
 
@@ -49,9 +37,9 @@ SAME = ("config", "dataset", "sha256", "device", "precision", "machine", "versio
 def new_result(name, dataset, threads):
     """The entry of the recipe `name` in the JSON, before its first run."""
     if name in RECIPES:
-        settings, config = resolve(Settings(RECIPES[name], threads=threads)), RECIPES[name].values
+        settings, config = set_up(Settings(RECIPES[name], threads=threads)), RECIPES[name].values
     else:
-        settings, config = resolve(Settings(threads=threads)), PUBLISHED[name].config
+        settings, config = set_up(Settings(threads=threads)), PUBLISHED[name].config
     return {
         "recipe": name,
         "params": None,
@@ -69,34 +57,18 @@ def train_once(result, seed, data_dir=None, gpu=None):
 
     The process sees only the GPU with the number `gpu`, or all of them if that is None.
     """
-    name, flags = result["recipe"], ("seed", "device", "threads")
+    name = result["recipe"]
     if name in RECIPES:
-        module, flags = ["train", "--recipe", name, "--target", "none", "--no-plots"], (*flags, "precision")
+        argv = ["-m", "train", "--recipe", name, "--target", "none", "--no-plots", "--precision", result["precision"]]
     else:
-        module = ["experiment.train_published", name]
-    values = {**result, "seed": seed}
-    module += [word for flag in flags for word in (f"--{flag}", str(values[flag]))]
-    module += ["--data-dir", str(data_dir)] if data_dir else []
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-    child_end, own_end = os.pipe()
+        argv = ["-m", "study.train_published", name]
+    argv += ["--seed", seed, "--device", result["device"], "--threads", result["threads"]]
+    argv += ["--data-dir", data_dir] if data_dir else []
+    variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-P", "-m", "experiment.child", *module, "--out", str(Path(folder, "run"))]
-            start = time.perf_counter()
-            process = subprocess.run(
-                command, stdin=child_end, capture_output=True, encoding="utf-8", errors="replace", env=environment
-            )
-            seconds = time.perf_counter() - start
-            if process.returncode != 0:
-                reason = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()[-1]
-                raise ExperimentError(f"{name}, seed {seed}: {reason}")
-            return json.loads(Path(folder, "run", "metrics.json").read_text()), seconds
-    finally:
-        os.close(child_end)
-        os.close(own_end)
+        return run_process(argv, **variables)
+    except ExperimentError as error:
+        raise ExperimentError(f"{name}, seed {seed}: {error}") from error
 
 
 def open_results(path, new, seeds, same=SAME):
@@ -105,7 +77,10 @@ def open_results(path, new, seeds, same=SAME):
         return new
     old, requested = read_results(path), {result["recipe"]: result for result in new}
     for result in old:
-        expected = requested.pop(result["recipe"], {**new[0], "config": result["config"]})
+        if result["recipe"] in requested:
+            expected = requested.pop(result["recipe"])
+        else:  # only in the file: of the same conditions as the others, but with its own settings
+            expected = {**new[0], "config": result["config"]}
         for name in same:
             if result.get(name) != expected[name]:
                 raise FileError(
@@ -120,34 +95,28 @@ def open_results(path, new, seeds, same=SAME):
 
 
 def side_by_side(function, tasks, jobs):
-    """Yield (task, function(*task, number of the worker)) for all `tasks` as they finish, `jobs` at once.
-
-    The workers are threads that end with this process, and with each its run.
-    """
-    if jobs == 1:
-        yield from ((task, function(*task, 0)) for task in tasks)
-        return
-    todo, done = deque(tasks), queue.SimpleQueue()
-
-    def work(number):
-        with contextlib.suppress(IndexError):  # nothing is left to do
-            while True:
-                task = todo.popleft()
-                try:
-                    done.put((task, function(*task, number), None))
-                except BaseException as error:  # raised again below
-                    done.put((task, None, error))
-
+    """Yield (task, function(*task, number of a free worker)) for all `tasks` as they finish, `jobs` at once."""
+    free = queue.SimpleQueue()
     for number in range(jobs):
-        threading.Thread(target=work, args=(number,), daemon=True).start()
-    try:
-        for _ in tasks:
-            task, outcome, error = done.get()
-            if error:
-                raise error
-            yield task, outcome
-    finally:
-        todo.clear()
+        free.put(number)
+
+    def work(task):
+        number = free.get()
+        try:
+            return task, function(*task, number)
+        finally:
+            free.put(number)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:  # the runs in progress end too
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in psutil.Process().children():
+                process.terminate()
+            raise
 
 
 def run_benchmark(args, train=train_once):
@@ -178,14 +147,13 @@ def run_benchmark(args, train=train_once):
             add_run(result, metrics, process_seconds, args.jobs)
             write_json(out, results)
     except KeyboardInterrupt:
-        echo("Interrupted; rerun the same command to continue with the missing runs")
+        print("Interrupted; rerun the same command to continue with the missing runs")
         raise
     finally:
         held.release()
-    for line in table(results):
-        echo(line)
+    print(table(results))
     if any(run.get("jobs", 1) > 1 for result in results for run in result["runs"]):
-        echo("Some runs were trained side by side: their times do not compare with those of other runs")
+        print("Some runs were trained side by side: their times do not compare with those of other runs")
 
 
 @command

@@ -1,4 +1,4 @@
-"""From tensors to batches: shuffle, batch and augment images that stay on the training device."""
+"""From tensors to batches: select, shuffle and augment images that stay on the training device."""
 
 import math
 from typing import NamedTuple
@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from model import SIDE
-
-LARGE = 2**30  # bytes; a file of as many is not read into memory, but mapped
 
 
 class Split(NamedTuple):
@@ -33,103 +31,79 @@ class Dataset(NamedTuple):
 
     def to(self, device):
         def move(split):
-            return None if split is None else Split(split.images.to(device), split.labels.to(device))
+            return split and Split(split.images.to(device), split.labels.to(device))
 
         return self._replace(train=move(self.train), test=move(self.test), holdout=move(self.holdout))
 
 
-class Loader:
-    """Batches of images and labels, in order: float images (B, 1, 28, 28) in 0..1 and int64 labels (B,).
+class TrainLoader:
+    """Shuffled batches of the images that an epoch trains on, selected by how hard they were (arXiv:1511.06343).
 
-    The last batch may be smaller.
+    The first epoch takes a random fraction `first_share` of all images, each later one a fraction `later_share`:
+    RANDOM_SHARE of these at random, so that no image is forgotten, the others the hardest of the rest. The hardness of
+    an image is its loss when last trained on, divided by the mean loss of its batch; 0 before. The loop must `record`
+    the losses of every batch.
     """
 
-    def __init__(self, images, labels, batch_size):
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-
-    def __iter__(self):
-        for index in self.epoch_batches():
-            self.index = index
-            yield self.images[index].float().div_(255), self.labels[index]
-
-    def epoch_batches(self):
-        """The indices of each batch of one epoch."""
-        return torch.arange(len(self.labels), device=self.labels.device).split(self.batch_size)
-
-
-class TrainLoader(Loader):
-    """Shuffled batches of the images that an epoch trains on; iterate once per epoch.
-
-    The first epoch takes a random fraction `first_share` of all images, each later one a fraction `later_share`: 30% of
-    these are drawn at random, so that none is forgotten, 70% are the hardest of the rest. An image's hardness is its
-    loss when it was last trained on, divided by the mean loss of that batch, in the spirit of online batch selection
-    (arXiv:1511.06343). The loop must `record` the losses of every batch.
-    """
+    RANDOM_SHARE = 0.3
 
     def __init__(self, images, labels, batch_size, first_share=1.0, later_share=1.0):
-        super().__init__(images, labels, batch_size)
-        self.first_count, self.later_count = (math.ceil(share * len(labels)) for share in (first_share, later_share))
-        self.hardness = None  # (N,), 0 for an image that was never trained on; None before the first batch
-        self.weight = 1.0  # of the mean loss of a batch; another one where several processes share the batches
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.first_count, self.later_count = (max(1, round(n * len(labels))) for n in (first_share, later_share))
+        self.hardness = torch.zeros(len(labels), device=labels.device)
 
-    def __len__(self):
-        """Batches in the coming epoch."""
-        return self.batches(self.first_count if self.hardness is None else self.later_count)
+    def batches(self, epoch):
+        """Yield the batches of `epoch`, counted from 1: the images' indices (B,), float images (B, 1, 28, 28) in 0..1
+        and int64 labels (B,). The last batch may be smaller."""
+        for index in self.indices(epoch):
+            yield index, self.images[index].float().div_(255), self.labels[index]
+
+    def indices(self, epoch):
+        """The indices of the images of each batch."""
+        return self.select(epoch).split(self.batch_size)
+
+    def select(self, epoch):
+        """The indices of the images that `epoch` trains on, in random order."""
+        shuffled = torch.randperm(len(self.labels), device=self.labels.device)
+        if epoch == 1:
+            return shuffled[: self.first_count]
+        if self.later_count == len(shuffled):
+            return shuffled
+        at_random = round(self.RANDOM_SHARE * self.later_count)
+        drawn, rest = shuffled[:at_random], shuffled[at_random:]
+        hardest = rest[self.hardness[rest].argsort(descending=True, stable=True)]
+        selected = torch.cat([drawn, hardest[: self.later_count - at_random]])
+        return selected[torch.randperm(len(selected), device=selected.device)]
+
+    def record(self, index, losses):
+        """Update the hardness of the images at `index` (B,), a batch, from their losses (B,)."""
+        self.hardness[index] = losses / losses.mean().clamp_min(1e-12)
 
     def steps(self, epochs):
-        """Batches in a run of `epochs`."""
-        return self.batches(self.first_count) + (epochs - 1) * self.batches(self.later_count)
+        """Number of batches in the first `epochs` epochs."""
+        first, later = self.count_batches(self.first_count), self.count_batches(self.later_count)
+        return first + later * (epochs - 1) if epochs else 0
 
-    def batches(self, count):
-        return math.ceil(count / self.batch_size)
-
-    def epoch_batches(self):
-        return self.epoch_indices().split(self.batch_size)
-
-    def epoch_indices(self):
-        shuffled = torch.randperm(len(self.labels), device=self.labels.device)
-        if self.hardness is None:
-            shuffled = shuffled[: self.first_count]
-        elif self.later_count < len(shuffled):
-            ranked = self.hardness[shuffled]
-            ranked[: round(0.3 * self.later_count)] = math.inf
-            selected = shuffled[ranked.argsort(descending=True, stable=True)[: self.later_count]]
-            shuffled = selected[torch.randperm(self.later_count, device=shuffled.device)]
-        return shuffled if self.images.nbytes < LARGE else near_each_other(shuffled)
-
-    def record(self, losses):
-        """Update the hardness of the latest batch from its losses (B,)."""
-        if self.hardness is None:
-            self.hardness = torch.zeros(len(self.labels), device=losses.device)
-        losses = losses.detach()
-        self.hardness[self.index] = losses / losses.mean().clamp_min(1e-12)
-
-
-def near_each_other(indices, block=1024, blocks=64):
-    """`indices` (N,), in random order, so reordered that images on a disk are read in blocks.
-
-    A window is `blocks` blocks, drawn at random, of `block` neighbouring images. The images of a window stay in random
-    order, and come before those of the next one, as in a shuffle buffer over shuffled shards (webdataset/webdataset).
-    """
-    order = torch.randperm(int(indices.max()) // block + 1, device=indices.device)
-    return indices[(order[indices // block] // blocks).argsort(stable=True)]
+    def count_batches(self, images):
+        return math.ceil(images / self.batch_size)
 
 
 class RandomAffine:
     """Rotate, shift, scale and shear each image by amounts drawn uniformly from [-value, value].
 
-    Args: degrees; translate, a fraction of 28 pixels; scale, the deviation from 1; shear, in degrees; margin, pixels
-    cropped from each side. Takes float images (N, 1, 28, 28), returns (N, 1, 28 - 2 margin, 28 - 2 margin).
+    Args: rotation and shear, in degrees; translate, a fraction of 28 pixels; scale, the deviation from 1; margin,
+    pixels cropped from each side. Takes float images (N, 1, 28, 28), returns (N, 1, 28 - 2 margin, 28 - 2 margin).
     """
 
-    def __init__(self, degrees, translate, scale, shear, margin=0):
-        self.degrees, self.translate, self.scale, self.shear, self.margin = degrees, translate, scale, shear, margin
+    def __init__(self, *, rotation, translate, scale, shear, margin=0):
+        self.rotation, self.translate, self.scale, self.shear = rotation, translate, scale, shear
+        self.margin = margin
 
     def __call__(self, images):
         uniform = torch.rand(5, len(images), device=images.device) * 2 - 1
         return affine(
             images,
-            angle=self.degrees * uniform[0],
+            angle=self.rotation * uniform[0],
             translate=self.translate * SIDE * uniform[1:3],
             scale=1 + self.scale * uniform[3],
             shear=self.shear * uniform[4],

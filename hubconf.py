@@ -3,12 +3,11 @@
 Each is a model.Net in evaluation mode: images (N, 1, 28, 28), uint8 or float in 0..1, to logits (N, 10).
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
 import torch
-
-from model import Net
 
 dependencies = ["torch"]
 
@@ -29,7 +28,11 @@ def tiny():
 
 
 def _load(name):
+    # By its path, since the program that loads it may have another module of the name "model".
+    spec = importlib.util.spec_from_file_location("mnist_model", Path(__file__).with_name("model.py"))
+    model = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(model)
     file = Path(__file__).parent / "weights" / f"{name}.pth"
-    net = Net(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["network"])
+    net = model.Net(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["network"])
     net.load_state_dict(torch.load(file, weights_only=True))
     return net.eval()

@@ -3,25 +3,22 @@
 python model.py        prints the layer table
 """
 
-import contextlib
-import io
-
 import torch
 from torch import nn
 
 SIDE = 28
 MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, scaled to 0..1
-# Whether the first and the second pooling are antialiased.
-ANTIALIAS = {"none": (False, False), "second": (False, True), "both": (True, True)}
 
 
-def pooling(antialias):
-    """Modules that halve height and width: 2x2 max pooling, or if antialiased 3x3 max with stride 1 and 2x2 average.
+def pooling(antialiased):
+    """Modules that halve height and width: 2x2 max pooling, or if `antialiased` a 3x3 maximum and a 2x2 average.
 
     The antialiased version changes less when a digit moves by one pixel (Making Convolutional Networks
     Shift-Invariant Again, arXiv:1904.11486).
     """
-    return [nn.MaxPool2d(3, stride=1, padding=1), nn.AvgPool2d(2)] if antialias else [nn.MaxPool2d(2)]
+    if antialiased:
+        return [nn.MaxPool2d(3, stride=1, padding=1), nn.AvgPool2d(2)]
+    return [nn.MaxPool2d(2)]
 
 
 class ConvBlock(nn.Sequential):
@@ -50,7 +47,7 @@ class Net(nn.Module):
         widths: output channels of the five blocks.
         dropout: probability of zeroing a pooled feature in training.
         separable: whether the blocks after the first use separable convolutions.
-        antialias: which of the two poolings are antialiased, a key of ANTIALIAS.
+        antialias: which of the two poolings are antialiased, "none", "second" or "both".
         margin: pixels to crop from each side of the images; MNIST's digits lie in the middle.
 
     Input: images (N, 1, 28, 28), whole or already cropped by `margin`; float in 0..1 or uint8 in 0..255.
@@ -60,7 +57,7 @@ class Net(nn.Module):
     def __init__(self, widths=(16, 16, 32, 24, 24), dropout=0.01, separable=False, antialias="second", margin=2):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
-        first, second = map(pooling, ANTIALIAS[antialias])
+        first, second = pooling(antialias == "both"), pooling(antialias in ("second", "both"))
         self.side = SIDE - 2 * margin
         self.register_buffer("mean", torch.tensor(MEAN))
         self.register_buffer("std", torch.tensor(STD))
@@ -94,23 +91,7 @@ def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def receptive_fields(model):
-    """For each block, the side in pixels of the square of the image that one of its outputs depends on."""
-    side, step, fields = 1, 1, []  # step: pixels of the image from one output to the next
-    for block in model.blocks:
-        for module in block:
-            kernel, stride = (torch.tensor(getattr(module, name, 1)).max().item() for name in ("kernel_size", "stride"))
-            side, step = side + (kernel - 1) * step, step * stride
-        fields.append(side)
-    return fields
-
-
 if __name__ == "__main__":
     from torchsummary import summary
 
-    net, table = Net(), io.StringIO()
-    with contextlib.redirect_stdout(table):
-        summary(net, (1, SIDE, SIDE), device="cpu")
-    fields = iter(receptive_fields(net))
-    for line in table.getvalue().splitlines():
-        print(line + ("   receptive field {0}x{0}".format(next(fields)) if "SiLU" in line else ""))  # ends a block
+    summary(Net(), (1, SIDE, SIDE), device="cpu")

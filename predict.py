@@ -8,29 +8,23 @@ From Python: `predict(["seven.jpg", image, array])`. Of an animation the first f
 is one line on stderr, the others are answered, and the exit code is 1.
 """
 
-import sys
-
-if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
-    from experiment.command import exit_at_once, handle_signals
-
-    handle_signals(exit_at_once)
-
 import json
 import os
+import sys
 
 import numpy as np
 import torch
 from PIL import Image
 
-from experiment.command import Parser, command, echo, path
-from experiment.errors import FileError, ImageError
+from experiment.checkpoint import WEIGHTS, load_net
+from experiment.cli import Parser, command, path
+from experiment.errors import FileError
 from experiment.files import replace_file
-from experiment.images import contact_sheet, find_ink, isolate_digit, open_image, to_grey
-from experiment.weights import WEIGHTS, load_net
 from model import SIDE
+from photo import ImageError, contact_sheet, prepare
 
 DEFAULT = WEIGHTS / "best.pth"
-# Chosen on pictures of training images by `python -m tests.photographs`: results/predict.txt.
+# Chosen on pictures of training images by `python -m study.photographs`: results/predict.txt.
 UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0.9
 
 
@@ -51,48 +45,6 @@ def probabilities(net, digits):
     return torch.cat([net(batch).softmax(1) for batch in batches])
 
 
-def prepare(image, index=0):
-    """The digit that `image` (path, PIL image or array) shows, in MNIST's form: uint8 (28, 28), white on black."""
-    name = image if isinstance(image, (str, os.PathLike)) else f"image {index}"
-    try:
-        return center_digit(isolate_digit(find_ink(to_grey(open_image(image, name)))))
-    except ValueError as error:
-        raise ImageError(f"{name}: {error}") from error
-
-
-def center_digit(ink):
-    """The digit as MNIST's makers prepared theirs: its box scaled to 20 pixels, its centre of mass in the middle.
-
-    `ink`: floats (H, W) in 0..1, at least one above 0; 0 is paper. Returns uint8 (28, 28), 255 where ink is strongest.
-    The box of all ink above 0 is scaled by `resample`, its longer side to 20 pixels, then placed so that its centre of
-    mass is nearest to row and column 14, counted from 0. Every rounding is floor(x + 0.5): that, and `resample` in
-    place of a library's filter, can be repeated in another language to the last bit or nearly.
-    """
-    rows, columns = np.flatnonzero(ink.max(1) > 0), np.flatnonzero(ink.max(0) > 0)
-    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    height, width = (max(1, int(size * 20 / max(box.shape) + 0.5)) for size in box.shape)
-    digit = resample(height, box.shape[0]) @ box @ resample(width, box.shape[1]).T
-    top, left = (
-        int(np.clip(np.floor(14.5 - np.arange(size) @ digit.sum(other) / digit.sum()), 0, SIDE - size))
-        for size, other in ((height, 1), (width, 0))
-    )
-    image = np.zeros((SIDE, SIDE), np.uint8)
-    image[top : top + height, left : left + width] = digit * (255 / digit.max()) + 0.5
-    return image
-
-
-def resample(size, old_size):
-    """Weights (size, old_size) by which `old_size` pixels become `size`.
-
-    A new pixel is the mean of the old ones under a triangle, at its centre and two new pixels wide, at least two old
-    ones: Pillow's BILINEAR, without its 8-bit rounding. It keeps thin lines better than a plain average over areas.
-    """
-    scale = old_size / size
-    distances = np.abs((np.arange(size)[:, None] + 0.5) * scale - np.arange(old_size) - 0.5)  # of the centres
-    weights = np.maximum(0, 1 - distances / max(scale, 1))
-    return weights / weights.sum(1, keepdims=True)
-
-
 def describe(file, row):
     """What --json says of one picture with the probabilities `row` (10,)."""
     (first, second), (digit, runner_up) = (values.tolist() for values in row.topk(2))
@@ -108,8 +60,8 @@ def describe(file, row):
 
 def line(answer):
     """The answer for one picture in words."""
-    text = "{digit} ({probability:.1%}), then {runner_up} ({runner_up_probability:.1%})".format(**answer)
-    return f"{answer['file']}: {text}{', unsure' * answer['unsure']}"
+    text = "{file}: {digit} ({probability:.1%}), then {runner_up} ({runner_up_probability:.1%})".format(**answer)
+    return f"{text}, unsure" if answer["unsure"] else text
 
 
 @command
@@ -131,13 +83,13 @@ def main(argv=None):
             digits.append(prepare(file))
             answers.append(describe(file, probabilities(net, digits[-1:])[0]))
             if not args.json:
-                echo(line(answers[-1]))
+                print(line(answers[-1]))
         except ImageError as error:
             digits.append(None)
             answers.append({"file": file, "error": str(error)})
-            echo(f"predict.py: error: {error}", sys.stderr)
+            print(f"predict.py: error: {error}", file=sys.stderr)
     if args.json:
-        echo(json.dumps(answers, indent=2))
+        print(json.dumps(answers, indent=2))
     if args.show:
         texts = [answer.get("error") or line(answer) for answer in answers]
         captions = [text.replace(file, os.path.basename(file)) for text, file in zip(texts, args.images)]

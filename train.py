@@ -3,39 +3,32 @@
     python train.py                               until an epoch ends with 99.4%, or for all epochs
     python train.py --recipe best --target none   all epochs, for the highest accuracy
     python train.py --dataset digits              offline, where MNIST is not available
-    python train.py --resume runs/NAME            continue an interrupted run, bit for bit
+    python train.py --resume runs/NAME            continue an interrupted run; on a CPU, bit for bit
     python train.py --evaluate runs/NAME/best.pt  test a checkpoint
     torchrun --nproc-per-node 2 train.py          one model in several processes, one per GPU if there are any
 
 Each new run writes log.txt, metrics.json, four pictures, last.pt and best.pt into its own folder.
 """
 
-import contextlib
+import os
 import sys
+from dataclasses import replace
 
-if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
-    from experiment.command import exit_at_once, handle_signals
+import experiment  # noqa: F401  sets OpenMP's environment variables, which torch reads when it is imported
 
-    handle_signals(exit_at_once)
-
+# isort: split
 import torch
 import torch.nn.functional as F
 
-from data import Loader, RandomAffine
-from experiment import distributed, plots
-from experiment.arguments import earlier_settings, new_settings, parse_args
-from experiment.capture import CapturedStep
+from data import RandomAffine, TrainLoader
 from experiment.checkpoint import Checkpoint
-from experiment.command import command, echo
+from experiment.cli import command, earlier_settings, new_settings, parse_args
 from experiment.datasets import load_data
-from experiment.follower import open_run
-from experiment.history import Evaluation
-from experiment.machine import resolve, synchronized_time
-from experiment.processes import rank
-from experiment.progress import Progress
+from experiment.history import Score
+from experiment.machine import set_up, synchronized_time
+from experiment.meter import Meter, progress
+from experiment.run_folder import RunFolder
 from model import Net
-
-EVAL_BATCH = 1000
 
 
 def train(settings, run=None, on_epoch=None):
@@ -43,80 +36,60 @@ def train(settings, run=None, on_epoch=None):
 
     Every epoch is evaluated on the held-out images, or on the test set if none are held out. The best epoch becomes
     best.pt; the run stops once an epoch reaches `settings.target`. `run` is the RunFolder to write to, by default a new
-    one under runs/; one opened with `resume` continues its run. `on_epoch(history)` is called after every epoch. Under
-    torchrun this is one of several processes, each with its part of every batch. From a notebook:
-    `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
+    one under runs/; one made with `resume` continues its run. `on_epoch(history)` is called after every epoch. From a
+    notebook: `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
     """
-    run, settings = run or open_run(), resolve(settings)
-    recipe, device = settings.recipe, torch.device(settings.device)
-    with distributed.first_process_first():
-        dataset = load_data(settings).to(device)
-    distributed.check_alike(settings, dataset)
-    train_loader = distributed.train_loader(dataset.train, recipe)
-    eval_loader = Loader(*distributed.part(dataset.evaluation), EVAL_BATCH)
+    run, settings = run or RunFolder(), set_up(settings)
+    recipe, device, logits = settings.recipe, settings.device, None
+    dataset = load_data(settings).to(device)
 
     torch.manual_seed(settings.seed)
-    model = Net(**recipe.network).to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe)
-    scheduler = make_scheduler(optimizer, recipe, train_loader.steps(recipe.epochs))
-    parallel_model = distributed.parallel(model)
+    net = Net(**recipe.network).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(net, recipe)
+    loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_share, recipe.later_share)
+    scheduler = make_scheduler(optimizer, recipe, loader.steps(recipe.epochs))
+    loader, model = run.share(settings, dataset, loader, net)  # unchanged, unless several processes train
 
-    # On resume, start restores all of these objects and the random number generators.
-    with run.start(settings, dataset, model, optimizer, scheduler, train_loader) as history:
-        step = make_step(parallel_model, optimizer, settings)
-        if settings.device == "cuda" and settings.processes == 1:
-            model.train()
-            step = CapturedStep(step, model, optimizer, recipe.batch_size, device, run.log)
-        while len(history.epochs) < recipe.epochs and not history.stops_at(settings.target):
-            began = synchronized_time(settings.device)
-            with Progress(len(train_loader), f"Epoch {len(history.epochs) + 1}/{recipe.epochs}") as progress:
-                train_one_epoch(step, model, train_loader, scheduler, settings, progress)
-            seconds = synchronized_time(settings.device) - began
-            evaluation = evaluate(model, eval_loader, settings.precision)
-            history.add(progress, evaluation, seconds)
-            run.save_epoch()
+    # On resume, `open` restores all of these objects and the random number generators.
+    with run.open(settings, dataset, net, optimizer, scheduler, loader) as history:
+        while not history.is_over(recipe.epochs, settings.target):
+            began = synchronized_time(device)
+            meter = train_one_epoch(model, loader, optimizer, scheduler, settings, epoch=len(history.epochs) + 1)
+            seconds = synchronized_time(device) - began
+            logits = predict(model, dataset.evaluation.images, settings.precision)
+            evaluation = score(logits, dataset.evaluation.labels)
+            run.add_epoch(meter.score, evaluation, meter.lr, meter.curve, seconds)
             if on_epoch:
                 on_epoch(history)
-        if dataset.holdout:  # test once, with the weights selected on the held-out images
-            model.load_state_dict(distributed.broadcast(run.best_weights()))
-        logits = predict(model, Loader(*dataset.test, EVAL_BATCH), settings.precision)
+        if dataset.holdout:
+            net.load_state_dict(run.best_weights())
+        if dataset.holdout or logits is None:
+            logits = predict(model, dataset.test.images, settings.precision)
         if dataset.holdout:
             history.test = score(logits, dataset.test.labels)
-        run.finish(logits)
+        run.end(logits)
     return history
 
 
-def train_one_epoch(step, model, loader, scheduler, settings, progress):
-    """Train `model` by `step` on every batch of `loader` once, as `scheduler` says; `progress` collects the results."""
-    model.train()
-    for images, labels in loader:
-        # last_epoch counts steps
-        augmented = scheduler.last_epoch < settings.recipe.augment_until * scheduler.total_steps
-        lr = scheduler.get_last_lr()[0]
-        losses, logits = step(images, labels, augmented, loader.weight)
-        loader.record(losses)
-        scheduler.step()
-        progress.add(scheduler.last_epoch, lr, losses.mean(), logits, labels)
-    progress.finish()
-    distributed.average_buffers(model)
-
-
-def make_step(model, optimizer, settings):
-    """A function that trains on one batch: images and labels in, losses (B,) and logits (B, 10) out."""
+def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
+    """Train `model` on the batches that `loader` selects for `epoch`, counted from 1; returns the epoch's Meter."""
     recipe = settings.recipe
-    augment = RandomAffine(recipe.rotation, recipe.translate, recipe.scale, recipe.shear, recipe.margin)
-
-    def step(images, labels, augmented, weight=1.0):
-        if augmented:
+    augment, augmented_steps = RandomAffine(**recipe.augmentation), recipe.augment_until * loader.steps(recipe.epochs)
+    meter = Meter(loader.steps(epoch - 1))
+    model.train()
+    batches, count = loader.batches(epoch), loader.steps(epoch) - loader.steps(epoch - 1)
+    for index, images, labels in progress(batches, count, f"Epoch {epoch}/{recipe.epochs}", meter):
+        if meter.step < augmented_steps:
             images = augment(images)
-        optimizer.zero_grad()
         logits = forward(model, images, settings.precision)
-        losses = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="none")
-        (losses.mean() * weight).backward()
+        losses, smoothed = cross_entropy(logits, labels, recipe.label_smoothing)
+        optimizer.zero_grad()
+        smoothed.mean().backward()
         optimizer.step()
-        return losses.detach(), logits.detach()
-
-    return step
+        loader.record(index, smoothed.detach())
+        meter.add(scheduler.get_last_lr()[0], losses.detach(), logits.detach(), labels)
+        scheduler.step()
+    return meter
 
 
 def forward(model, images, precision):
@@ -125,21 +98,28 @@ def forward(model, images, precision):
         return model(images).float()
 
 
+def cross_entropy(logits, labels, label_smoothing):
+    """Two losses (N,) of `logits` (N, 10) for `labels` (N,): plain cross-entropy, and that with label smoothing.
+
+    The second is F.cross_entropy(..., label_smoothing) (arXiv:1512.00567); the first, which compares with that of other
+    runs, comes without a second pass.
+    """
+    log_probabilities = logits.log_softmax(1)
+    losses = F.nll_loss(log_probabilities, labels, reduction="none")
+    uniform = -log_probabilities.sum(1) * (label_smoothing / logits.shape[1])
+    return losses, (1 - label_smoothing) * losses + uniform
+
+
 @torch.inference_mode()
-def predict(model, loader, precision):
-    """Float logits (N, 10) of `model` for all images of `loader`, in their order."""
+def predict(model, images, precision):
+    """Float logits (N, 10) of `model` for images (N, 1, 28, 28), in evaluation mode."""
     model.eval()
-    return torch.cat([forward(model, images, precision) for images, _ in loader])
-
-
-def evaluate(model, loader, precision):
-    """The Evaluation of `model` on all images of `loader`, and of the loaders of other processes."""
-    return distributed.combined(score(predict(model, loader, precision), loader.labels))
+    return torch.cat([forward(model, batch, precision) for batch in images.split(1000)])
 
 
 def score(logits, labels):
-    """The Evaluation of `logits` (N, 10) for `labels` (N,)."""
-    return Evaluation(F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).sum().item(), len(labels))
+    """The Score of `logits` (N, 10) for `labels` (N,)."""
+    return Score(F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).sum().item(), len(labels))
 
 
 def make_optimizer(model, recipe):
@@ -157,7 +137,8 @@ def make_scheduler(optimizer, recipe, steps):
         optimizer,
         max_lr=recipe.lr,
         total_steps=steps,
-        pct_start=recipe.warmup if recipe.warmup * steps > 1 else 0.0,  # a rise of one step would divide by zero
+        # OneCycleLR divides by zero if the warm-up is a single step.
+        pct_start=recipe.warmup if recipe.warmup * steps > 1 else 0.0,
         anneal_strategy="linear",
         cycle_momentum=False,
     )
@@ -165,36 +146,45 @@ def make_scheduler(optimizer, recipe, steps):
 
 def evaluate_checkpoint(path, given):
     """Print loss, accuracy and accuracy per class of the checkpoint at `path` on the test set."""
-    checkpoint, machine = Checkpoint.load(path), {"device": "auto", "threads": None, "processes": None}
-    may_change = ("dataset", "data_dir", "precision", *machine)
-    settings = resolve(earlier_settings(checkpoint.settings, {**machine, **given}, may_change))
+    checkpoint = Checkpoint.load(path)
+    settings = replace(checkpoint.settings, device="auto", threads=None)  # of another machine, perhaps
+    settings = earlier_settings(settings, given, {"dataset", "data_dir", "device", "threads", "precision"})
+    settings = set_up(settings)
     dataset = load_data(settings, for_training=False).to(settings.device)
-    loader = Loader(*dataset.test, EVAL_BATCH)
-    model = checkpoint.net().to(settings.device, memory_format=torch.channels_last)
-    echo(f"Checkpoint: {path}, epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}")
-    echo(f"Data: {dataset.name}, {len(loader.labels)} test images")
-    logits = predict(model, loader, settings.precision)
-    echo(score(logits, loader.labels).line("test"))
-    for label in loader.labels.unique().tolist():
-        hits = logits[loader.labels == label].argmax(1) == label
-        echo(f"Class {label}: {hits.sum()}/{len(hits)} ({100 * hits.float().mean():.2f}%)")
+    labels = dataset.test.labels
+    net = checkpoint.net().to(settings.device, memory_format=torch.channels_last)
+    print(f"Checkpoint: {path}, epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}")
+    print(f"Data: {dataset.name}, {len(labels)} test images")
+    logits = predict(net, dataset.test.images, settings.precision)
+    print(score(logits, labels).line("test"))
+    for label in labels.unique().tolist():
+        hits = logits[labels == label].argmax(1) == label
+        print(f"Class {label}: {hits.sum()}/{len(hits)} ({100 * hits.float().mean():.2f}%)")
 
 
-@command
-def main(argv=None, on_epoch=None):
+def start(argv, on_epoch, make_run=RunFolder):
+    """Do what the command line asks for, in the run that make_run(out, resume, plots) makes."""
     options, given = parse_args(__doc__, argv)
     if options.evaluate:
         evaluate_checkpoint(options.evaluate, given)
         return
-    group = distributed.process_group(given.get("device"))
-    with group, contextlib.closing(open_run(options.out, options.resume, options.plots)) as run:
-        if options.resume:
-            settings = earlier_settings(run.checkpoint.settings, given, may_change=("data_dir",))
-        else:
-            settings = new_settings(given)
-        train(settings, run, on_epoch)
-    if options.show and rank() == 0:
-        plots.show_curves(run.metrics())
+    run = make_run(options.out, options.resume, options.plots)
+    if options.resume:
+        settings = earlier_settings(run.checkpoint.settings, given, may_change={"data_dir"})
+    else:
+        settings = new_settings(given)
+    train(settings, run, on_epoch)
+
+
+@command
+def main(argv=None, on_epoch=None):
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        start(argv, on_epoch)
+    else:  # by torchrun
+        from experiment.parallel import ParallelRun, group
+
+        with group():
+            start(argv, on_epoch, ParallelRun)
 
 
 if __name__ == "__main__":

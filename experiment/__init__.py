@@ -1,7 +1,6 @@
-"""What surrounds a run. Imported before torch, so that its environment variables take effect."""
+"""Everything that one run needs besides the network, the batches and the loop. Import it before torch."""
 
 import os
 
-# Threads of libgomp, the OpenMP of PyTorch's Linux wheels, spin while they wait: on a busy machine that steals the
-# processor from the thread they wait for. Fewer rounds cost an idle machine nothing clear (results/archive/spin.txt).
+# Idle threads of OpenMP spin, which steals the processor from the thread they wait for when the machine is busy.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")

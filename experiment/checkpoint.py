@@ -1,8 +1,11 @@
 """Checkpoints: everything a run needs to resume, in one verifiable file whose loading never executes code."""
 
+import hashlib
 import io
+import json
 import zipfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,14 +15,16 @@ from experiment.history import History
 from experiment.settings import Recipe, Settings
 from model import Net
 
-FORMAT = 10
+FORMAT = 11
+WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A run after one of its epochs."""
 
-    settings: Settings  # resolved: no "auto"
+    settings: Settings  # with device and threads decided
+    processes: int  # that trained it
     dataset: str
     sha256: str  # of the data set
     history: History
@@ -27,29 +32,29 @@ class Checkpoint:
     model: dict  # state_dict of model.Net(**settings.recipe.network)
     optimizer: dict
     scheduler: dict
-    hardness: torch.Tensor | None  # of the training images, as data.TrainLoader keeps it
+    hardness: torch.Tensor  # (N,), of the training images, as data.TrainLoader keeps it
     random: dict  # state of torch's default generator, by device
 
     @classmethod
-    def capture(cls, model, optimizer, scheduler, loader, **run):
+    def capture(cls, net, optimizer, scheduler, loader, **run):
         """The state of a run in training; `run` holds the fields that are not tensors."""
-        device, random = next(model.parameters()).device.type, {"cpu": torch.get_rng_state()}
+        device, random = next(net.parameters()).device.type, {"cpu": torch.get_rng_state()}
         if device != "cpu":
             random[device] = torch.get_device_module(device).get_rng_state()
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        states = {name: part.state_dict() for name, part in parts.items()}
+        states = {"model": net, "optimizer": optimizer, "scheduler": scheduler}
+        states = {name: part.state_dict() for name, part in states.items()}
         return cls(random=random, hardness=loader.hardness, **states, **run)
 
-    def restore(self, model, optimizer, scheduler, loader):
-        """Restore model, optimizer, scheduler, the hardness of the images and the state of the random numbers."""
+    def restore(self, net, optimizer, scheduler, loader):
+        """Put the captured state back into these objects and into the random number generators."""
         try:
-            if self.hardness is not None:
-                loader.hardness = self.hardness.to(loader.labels.device).view(len(loader.labels))
-            model.load_state_dict(self.model)
+            loader.hardness = self.hardness.to(loader.labels.device).view(len(loader.labels))
+            net.load_state_dict(self.model)
             optimizer.load_state_dict(self.optimizer)
             scheduler.load_state_dict(self.scheduler)
-            for name, state in self.random.items():
-                torch.set_rng_state(state) if name == "cpu" else torch.get_device_module(name).set_rng_state(state)
+            for device, state in self.random.items():
+                module = torch.random if device == "cpu" else torch.get_device_module(device)
+                module.set_rng_state(state)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"last.pt does not match its settings ({type(error).__name__}: {error})") from error
 
@@ -93,11 +98,29 @@ class Checkpoint:
             expected = Net(**recipe.network).state_dict()
         if shapes(checkpoint.model) != shapes(expected) or not isinstance(checkpoint.log_bytes, int):
             raise CheckpointError("the weights do not match the settings")
-        hardness, begun = checkpoint.hardness, bool(checkpoint.history.epochs)
-        if (hardness is not None) != begun or (begun and not hardness.isfinite().all()):
-            raise CheckpointError("the hardness of the images is missing or wrong")
+        if not checkpoint.hardness.isfinite().all():
+            raise CheckpointError("the hardness of the images is not finite")
         return checkpoint
 
 
 def shapes(state_dict):
     return {name: (value.shape, value.dtype) for name, value in state_dict.items()}
+
+
+def load_net(file):
+    """The Net in evaluation mode of a NAME.pth with its NAME.json, or of a run's checkpoint (.pt)."""
+    file = Path(file)
+    if file.suffix == ".pt":
+        return Checkpoint.load(file).net()
+    try:
+        about, content = json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != about["sha256"]:
+            raise ValueError(f"its SHA-256 is not the one in {file.with_suffix('.json').name}")
+        net = Net(**about["network"])
+        net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    except Exception as error:  # JSON, torch and Net have a dozen types for what is wrong
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{file} cannot be loaded ({reason}); expected weights/NAME.pth beside its NAME.json, or a run's best.pt"
+        ) from error
+    return net.eval()

@@ -1,5 +1,10 @@
 """The data sets as tensors: MNIST or other data in its format, scikit-learn's digits; images held out."""
 
+import gzip
+import hashlib
+import math
+import os
+import zlib
 from pathlib import Path
 
 import torch
@@ -7,7 +12,12 @@ import torch.nn.functional as F
 
 from data import Dataset, Split
 from experiment.errors import DataError
-from experiment.mnist_files import MNIST_SHA256, checksum, data_name, download, find_files, read_files
+from model import SIDE
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+PLACES = ("MNIST/raw", "raw", ".")  # in the folder that is given; torchvision makes the first two
+DEFAULT_FOLDERS = ("data", "../shared/mnist")  # the second: one copy for several checkouts
+MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"  # of the four files' items
 
 
 def load_data(settings, for_training=True):
@@ -25,29 +35,19 @@ def load_data(settings, for_training=True):
 
 def load_mnist(data_dir=None):
     """Data in MNIST's format from `data_dir`; if that is None, from DEFAULT_FOLDERS or else downloaded to ./data."""
-    paths = find_files(data_dir) or download(Path("data"))
-    train_images, train_labels, test_images, test_labels = read_files(paths)
-    dataset = make_dataset("mnist", train_images.unsqueeze(1), train_labels, test_images.unsqueeze(1), test_labels)
-    # Other data in MNIST's format is accepted, but not reported as MNIST.
-    return dataset if dataset.sha256 == MNIST_SHA256 else dataset._replace(name=f"{data_name(paths[0])} (MNIST format)")
+    paths = find_files(data_dir)
+    if paths is None:
+        from experiment.download import download
 
-
-def hold_out(dataset, count, seed):
-    """Move `count` training images, stratified by label and drawn by `seed`, to the split `holdout`."""
-    from sklearn.model_selection import train_test_split
-
-    images, labels = dataset.train
-    total = len(labels)
-    try:
-        rest, held = train_test_split(range(total), test_size=count, stratify=labels, random_state=seed % 2**32)
-    except ValueError as error:
-        counts = labels.bincount()
-        classes, single = counts.count_nonzero(), (counts == 1).nonzero().flatten().tolist()
-        expected = f"{classes} to {total - classes}, so that each of the {classes} classes appears in both parts"
-        if single:
-            expected = f"no held-out images, since class {single[0]} has a single image"
-        raise DataError(f"--holdout {count}: expected {expected} of the {total} training images") from error
-    return dataset._replace(train=Split(images[rest], labels[rest]), holdout=Split(images[held], labels[held]))
+        paths = download(FILES, Path("data", "MNIST", "raw"), MNIST_SHA256)
+    images, labels, test_images, test_labels = read_files(paths)
+    dataset = make_dataset("mnist", images.unsqueeze(1), labels, test_images.unsqueeze(1), test_labels)
+    if dataset.sha256 == MNIST_SHA256:
+        return dataset
+    folder = paths[0].resolve().parent
+    while folder.name in ("raw", "MNIST"):  # FashionMNIST is the name of FashionMNIST/raw/train-…
+        folder = folder.parent
+    return dataset._replace(name=f"{folder.name} (MNIST format)")
 
 
 def load_digits_28x28():
@@ -64,8 +64,108 @@ def load_digits_28x28():
     return make_dataset("digits", train_images, train_labels.byte(), test_images, test_labels.byte())
 
 
+def hold_out(dataset, count, seed):
+    """Move `count` training images, stratified by label and drawn by `seed`, to the split `holdout`."""
+    from sklearn.model_selection import train_test_split
+
+    images, labels = dataset.train
+    total = len(labels)
+    try:
+        rest, held = train_test_split(range(total), test_size=count, stratify=labels, random_state=seed % 2**32)
+    except ValueError as error:
+        classes = len(labels.unique())
+        expected = (
+            f"{classes} to {total - classes} of the {total} training images, which hold two or more of each class"
+        )
+        raise DataError(f"--holdout {count}: expected {expected}") from error
+    return dataset._replace(train=Split(images[rest], labels[rest]), holdout=Split(images[held], labels[held]))
+
+
 def make_dataset(name, *tensors):
     """A Dataset of training images and labels and test images and labels: uint8, (N, 1, 28, 28) and (N,)."""
     train_images, train_labels, test_images, test_labels = tensors
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy())
     train, test = Split(train_images, train_labels.long()), Split(test_images, test_labels.long())
-    return Dataset(name, checksum(tensors), train, test)
+    return Dataset(name, digest.hexdigest(), train, test)
+
+
+def find_files(data_dir=None):
+    """Paths of the four FILES, in that order; None if no `data_dir` was given and no default folder has them."""
+    if data_dir is None:
+        return next(filter(None, (look_in(Path(folder))[0] for folder in DEFAULT_FOLDERS)), None)
+    folder = Path(data_dir)
+    if not os.path.isdir(folder):
+        what = "is not a directory" if os.path.exists(folder) else "does not exist"
+        raise DataError(f"--data-dir {folder} {what}; expected a directory with {', '.join(FILES)}")
+    paths, missing = look_in(folder)
+    if missing:
+        where = "looked there, in raw and in MNIST/raw, also for .gz"
+        raise DataError(f"--data-dir {folder} lacks {', '.join(missing)} ({where}); put them there")
+    return paths
+
+
+def look_in(folder):
+    """([four paths], []) if one of the PLACES in `folder` has the FILES; else ([], [names that are missing])."""
+    best_missing = FILES
+    for place in PLACES:
+        candidates = [[folder / place / name, folder / place / f"{name}.gz"] for name in FILES]
+        paths = [next(filter(os.path.isfile, both), None) for both in candidates]
+        missing = [name for name, path in zip(FILES, paths) if path is None]
+        if not missing:
+            return paths, []
+        best_missing = min(best_missing, missing, key=len)
+    return [], best_missing
+
+
+def read_files(paths):
+    """Read and check the four files at `paths`, in the order of FILES: uint8 images (N, 28, 28) and labels (N,)."""
+    tensors = []
+    for images_path, labels_path in (paths[:2], paths[2:]):
+        images, labels = read_idx(images_path, (SIDE, SIDE)), read_idx(labels_path, ())
+        if len(images) != len(labels):
+            raise DataError(
+                f"{labels_path} holds {len(labels)} labels, but {images_path} holds {len(images)} images; "
+                "the counts must match: replace the wrong file"
+            )
+        if labels.max() > 9:
+            index = int(labels.argmax())
+            raise DataError(f"{labels_path}: label {index} is {labels[index]}, expected 0 to 9: replace the file")
+        tensors += [images, labels]
+    return tensors
+
+
+def read_idx(path, item_shape):
+    """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 tensor (count, *item_shape).
+
+    The header is checked against the data that follows, so that a damaged one cannot claim memory.
+    """
+
+    def wrong(found, expected):
+        return DataError(f"{path}: found {found}, expected {expected}: replace the file")
+
+    dimensions = 1 + len(item_shape)
+    magic = bytes((0, 0, 8, dimensions))  # 8: unsigned byte
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            if header[:4] != magic:
+                raise wrong(f"magic number 0x{header[:4].hex()}", f"0x{magic.hex()}")
+            if len(header) < 4 + 4 * dimensions:
+                raise wrong(f"a header of {len(header)} bytes", f"{4 + 4 * dimensions}")
+            count, *shape = (int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
+            if tuple(shape) != item_shape:
+                raise wrong("images of " + "x".join(map(str, shape)), "x".join(map(str, item_shape)))
+            if count == 0:
+                raise wrong("no items", "at least one")
+            size, content = count * math.prod(item_shape), bytearray()
+            while chunk := file.read(min(1 << 20, size + 1 - len(content))):
+                content += chunk
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {reason}; replace the file or its permissions") from error
+    if len(content) != size:
+        found = f"more than {size}" if len(content) > size else f"only {len(content)}"
+        raise wrong(f"{found} bytes of data", f"{size} ({count} items, as its header says)")
+    return torch.frombuffer(content, dtype=torch.uint8).view(count, *item_shape)

@@ -29,15 +29,9 @@ class CheckpointError(FileError):
     """A checkpoint is damaged, of another format, or of another run."""
 
 
-class ProcessError(ExperimentError):
-    """Another process of the job has ended, or does not answer."""
-
-
-class ImageError(FileError):
-    """An image cannot be read, or does not show one digit."""
-
-    exit_code = 1
-
-
 class DivergedError(ExperimentError):
     """A loss is no longer finite."""
+
+
+class OutOfMemory(ExperimentError):
+    """The memory of the machine or of the GPU is full."""

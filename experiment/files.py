@@ -8,7 +8,6 @@ from pathlib import Path
 
 import filelock
 
-from experiment.command import echo
 from experiment.errors import FileError
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # as network file systems refuse them
@@ -65,5 +64,5 @@ def lock(path):
                 file.unlink()
         if error.errno not in NO_LOCKS:
             raise FileError(f"{path} cannot be written: {error.strerror or error}; restore its permissions") from error
-        echo(f"Warning: {path} cannot be locked ({error.strerror}); do not use it from a second process")
+        print(f"Warning: {path} cannot be locked ({error.strerror}); do not use it from a second process")
     return held

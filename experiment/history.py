@@ -7,7 +7,7 @@ from experiment.errors import DivergedError
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Score:
     """Mean cross-entropy and number of correct answers on `count` images."""
 
     loss: float
@@ -16,6 +16,7 @@ class Evaluation:
 
     @property
     def accuracy(self):
+        """In percent."""
         return 100 * self.correct / self.count
 
     def line(self, split):
@@ -25,19 +26,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch, on `images` images: accuracies in percent, `lr` of its last step, `seconds` of training alone.
+    """One epoch: the Score in training and in evaluation, `lr` of its last step, `seconds` of training alone.
 
-    `curve` has a dict of step, lr and loss for every 25 steps, as experiment.progress.Progress collects them.
+    `curve` has a dict of step, lr and loss for every 25 steps, as experiment.meter.Meter collects them.
     """
 
     number: int
-    images: int
+    training: Score
+    evaluation: Score
     lr: float
-    train_loss: float
-    train_accuracy: float
-    evaluation: Evaluation
-    seconds: float
     curve: list[dict]
+    seconds: float
 
     @property
     def accuracy(self):
@@ -50,23 +49,26 @@ class History:
 
     split: str
     epochs: list[Epoch] = field(default_factory=list)
-    test: Evaluation | None = None  # of a run with held-out images, once, at its end
-    total_seconds: float = 0.0  # of all processes of the run
+    test: Score | None = None  # of a run with held-out images, once, at its end
+    total_seconds: float = 0.0  # summed over the run and all its resumptions
     peak_memory_mb: int | None = None
 
     @classmethod
     def from_dict(cls, values):
         """The inverse of dataclasses.asdict."""
-        epochs = [Epoch(**{**epoch, "evaluation": Evaluation(**epoch["evaluation"])}) for epoch in values["epochs"]]
-        return cls(**{**values, "epochs": epochs, "test": values["test"] and Evaluation(**values["test"])})
 
-    def add(self, progress, evaluation, seconds):
-        """Add an epoch that `progress` followed."""
+        def scores(values, *names):
+            return {**values, **{name: values[name] and Score(**values[name]) for name in names}}
+
+        epochs = [Epoch(**scores(epoch, "training", "evaluation")) for epoch in values["epochs"]]
+        return cls(**{**scores(values, "test"), "epochs": epochs})
+
+    def add(self, training, evaluation, lr, curve, seconds):
+        """Add an epoch; DivergedError if its evaluation has no finite loss."""
         number = len(self.epochs) + 1
         if not math.isfinite(evaluation.loss):
             raise DivergedError(f"the {self.split} loss is {evaluation.loss} after epoch {number}; try a lower --lr")
-        training = (progress.count, progress.lr, progress.loss, progress.accuracy)
-        self.epochs.append(Epoch(number, *training, evaluation, round(seconds, 3), progress.curve))
+        self.epochs.append(Epoch(number, training, evaluation, lr, curve, round(seconds, 3)))
 
     @property
     def best(self):
@@ -85,9 +87,9 @@ class History:
         """Number of the first epoch with an accuracy of at least `target` percent, or None."""
         return next((epoch.number for epoch in self.epochs if target is not None and epoch.accuracy >= target), None)
 
-    def stops_at(self, target):
-        """Whether to stop early: `target` is below 100% and has been met."""
-        return self.first_at(target) is not None and target < 100
+    def is_over(self, epochs, target):
+        """Whether the run has all its `epochs`, or has met a `target` below 100%, at which it stops early."""
+        return len(self.epochs) >= epochs or (self.first_at(target) is not None and target < 100)
 
     def summary(self, target):
         """The closing lines of a log."""
@@ -95,7 +97,7 @@ class History:
             yield f"{name} {self.split} accuracy: {epoch.accuracy:.2f}% (epoch {epoch.number})"
         if target is not None:
             met, count = self.first_at(target), len(self.epochs)
-            missed = f"not met in {count} epoch{'s' * (count > 1)}"
+            missed = f"not met in {count} {'epoch' if count == 1 else 'epochs'}"
             yield f"Target {target:.2f}%: " + (f"met at epoch {met}" if met else missed)
         if self.test:
             yield self.test.line("test")
@@ -104,17 +106,10 @@ class History:
         """The entries of metrics.json that derive from the epochs."""
         split = self.split
         epochs = [
-            {
-                "epoch": epoch.number,
-                "images": epoch.images,
-                "lr": epoch.lr,
-                "train_loss": epoch.train_loss,
-                "train_accuracy": epoch.train_accuracy,
-                f"{split}_loss": epoch.evaluation.loss,
-                f"{split}_accuracy": epoch.accuracy,
-                "seconds": epoch.seconds,
-                "curve": epoch.curve,
-            }
+            {"epoch": epoch.number, "images": epoch.training.count, "lr": epoch.lr}
+            | {"train_loss": epoch.training.loss, "train_accuracy": epoch.training.accuracy}
+            | {f"{split}_loss": epoch.evaluation.loss, f"{split}_accuracy": epoch.accuracy}
+            | {"seconds": epoch.seconds, "curve": epoch.curve}
             for epoch in self.epochs
         ]
         return {

@@ -2,32 +2,21 @@
 
 import contextlib
 import ctypes
-import os
-import platform
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
 
 import psutil
 import torch
 
-from experiment.errors import SettingError
-from experiment.processes import world_size
+from experiment.errors import OutOfMemory, SettingError
 
 TORCH_THREADS = torch.get_num_threads()  # before any run sets their number
 
 
-def resolve(settings):
-    """`settings` with device and threads decided for this machine, and torch set to that many threads."""
-    processes = world_size()
-    if settings.processes not in (None, processes):
-        n, found = settings.processes, f"found {processes}, expected {settings.processes} as in the run"
-        how = f"torchrun --nproc-per-node {n} train.py --resume RUN" if n > 1 else "python train.py --resume RUN"
-        raise SettingError(f"processes: {found}; resume it with {how}")
-    threads = settings.threads or usable_cpus()
-    settings = replace(settings, device=choose_device(settings.device), threads=threads, processes=processes)
+def set_up(settings):
+    """`settings` with device and threads decided for this machine; torch is set to that many threads."""
+    settings = replace(settings, device=choose_device(settings.device), threads=settings.threads or usable_cpus())
     torch.set_num_threads(settings.threads)  # their number decides how sums are rounded
     keep_freed_memory()
     return settings
@@ -45,7 +34,7 @@ def keep_freed_memory():
 
 
 def usable_cpus():
-    """CPUs for this process: what affinity, cgroup quota and OMP_NUM_THREADS allow and others leave free; at least 1.
+    """CPUs that affinity, cgroup quota and OMP_NUM_THREADS allow this process, minus those that are busy; at least 1.
 
     A thread without a free CPU holds up all the others: training is then many times slower.
     """
@@ -63,8 +52,7 @@ def usable_cpus():
 
 def choose_device(requested):
     """The device for "auto", "cpu", "cuda" or "mps"."""
-    mps = torch.backends.mps.is_available() and world_size() == 1
-    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     found = [name for name, is_there in available.items() if is_there]
     if requested == "auto":
         return found[0]
@@ -81,6 +69,19 @@ def synchronized_time(device):
     return time.perf_counter()
 
 
+@contextlib.contextmanager
+def memory_errors():
+    """Turn all errors that mean full memory into OutOfMemory; torch has a type for it on CUDA only, else a message."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        message = str(error)
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in message
+        if not full and "DefaultCPUAllocator" not in message:
+            raise
+        raise OutOfMemory("out of memory; try a smaller --batch-size or smaller --widths") from error
+
+
 def peak_memory_mb():
     """Peak resident memory of this process in MB; None on Windows, which does not report it."""
     try:
@@ -89,14 +90,3 @@ def peak_memory_mb():
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kB elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
-
-
-def describe_machine():
-    """{"machine": processor, cores and system; "versions": of Python and the packages that matter}."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision")}}
-    return {"machine": f"{model}, {os.cpu_count()} cores, {platform.system()}", "versions": versions}

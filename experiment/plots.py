@@ -1,6 +1,7 @@
-"""The pictures of a finished run. matplotlib and scikit-learn are imported late, because that takes a second.
+"""The pictures of a finished run. matplotlib is imported late, because that takes half a second.
 
-Each draws into an empty Figure from the content of metrics.json, the Dataset, and logits (N, 10) of its test images.
+Each function draws into an empty Figure, from the content of metrics.json, the Dataset, and the logits (N, 10) of its
+test images.
 """
 
 import io
@@ -9,6 +10,7 @@ import math
 import torch
 
 from data import RandomAffine
+from experiment.settings import Recipe
 from model import SIDE
 
 WIDTH = 8.3  # inches of every picture: at the width of a README, 830 pixels, text of 10 points is easy to read
@@ -32,14 +34,6 @@ def png(figure):
     return picture.getvalue()
 
 
-def show_curves(metrics):
-    """Show the curves in a window and wait until it is closed."""
-    import matplotlib.pyplot as plt
-
-    draw_curves(plt.figure(layout="constrained"), metrics)
-    plt.show()
-
-
 def write_title(figure, metrics, text):
     """Write `text`, and below it which run this is."""
     run = f"{metrics['recipe']} on {metrics['dataset']}, {metrics['params']:,} parameters, seed {metrics['seed']}"
@@ -48,8 +42,8 @@ def write_title(figure, metrics, text):
     figure.suptitle(text, x=0.01, ha="left", fontsize=11, parse_math=False)
 
 
-def when(metrics):
-    """Of which epoch the weights are that the test images were shown to."""
+def shown_weights(metrics):
+    """Says which epoch's weights classified the test images."""
     epochs = metrics["epochs"]
     if metrics["holdout"] is None:
         return f"after epoch {len(epochs)}"
@@ -57,41 +51,33 @@ def when(metrics):
     return f"with the weights of epoch {best['epoch']}, the best on held-out images"
 
 
-def curve_points(epochs):
-    """(position, lr, loss) of every point of the curves of all epochs; the position is in fractional epochs."""
-    start = 0
-    for epoch in epochs:
-        end = epoch["curve"][-1]["step"]
-        for point in epoch["curve"]:
-            yield epoch["epoch"] - (end - point["step"]) / (end - start), point["lr"], point["loss"]
-        start = end
-
-
-def draw_curves(figure, metrics, dataset=None, logits=None):
+def draw_curves(figure, metrics, dataset, logits):
     """Loss, accuracy and learning rate over the epochs, in training and on the evaluated split."""
     epochs, split = metrics["epochs"], "test" if metrics["holdout"] is None else "holdout"
-    numbers, (positions, rates, losses) = range(1, len(epochs) + 1), zip(*curve_points(epochs))
+    numbers, positions, points, start = range(1, len(epochs) + 1), [], [], 0
+    for epoch in epochs:  # positions of the curve's points in fractional epochs
+        end = epoch["curve"][-1]["step"]
+        positions += [epoch["epoch"] - (end - point["step"]) / (end - start) for point in epoch["curve"]]
+        points, start = points + epoch["curve"], end
     figure.set_size_inches(WIDTH, 6.4)
     loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=(4, 4, 1.5))
     last = metrics["test_accuracy"] if metrics["holdout"] else metrics["final_test_accuracy"]
-    write_title(figure, metrics, f"{last:.2f}% of the test images right {when(metrics)}")
+    write_title(figure, metrics, f"{last:.2f}% of the test images right {shown_weights(metrics)}")
 
-    smoothing = ", without label smoothing" * (metrics["config"]["label_smoothing"] > 0)
-    loss.plot(positions, losses, color=VERMILLION, linewidth=1.2, label=f"training, means of 25 steps{smoothing}")
+    losses, rates = ([point[name] for point in points] for name in ("loss", "lr"))
+    loss.plot(positions, losses, color=VERMILLION, linewidth=1.2, label="training, means of 25 steps")
     loss.plot(numbers, [epoch[f"{split}_loss"] for epoch in epochs], "o-", color=BLUE, markersize=5, label=split)
-    loss.set(ylabel="cross-entropy", yscale="log")
-    label_loss(loss.yaxis)
-
-    for name, color in (("train", VERMILLION), (split, BLUE)):
-        values = [epoch[f"{name}_accuracy"] for epoch in epochs]
-        label = "training, means of an epoch" if name == "train" else split
-        accuracy.plot(numbers, values, "o-", color=color, markersize=5, label=label)
-    accuracy.annotate(f"{values[-1]:.2f}%", (numbers[-1], values[-1]), (0, 7), textcoords="offset points", ha="right")
-    accuracy.set_ylabel("accuracy (%)")
+    log_scale(loss, "{x:g}", "cross-entropy")
+    for name, color, label in (("train", VERMILLION, "training, means of an epoch"), (split, BLUE, split)):
+        errors = [max(100 - epoch[f"{name}_accuracy"], 0.05) for epoch in epochs]  # zero has no logarithm
+        accuracy.plot(numbers, errors, "o-", color=color, markersize=5, label=label)
+    text = f"{100 - errors[-1]:.2f}%"
+    accuracy.annotate(text, (numbers[-1], errors[-1]), (0, 7), textcoords="offset points", ha="right")
     if metrics["target"] is not None:
-        accuracy.axhline(metrics["target"], color="0.45", linestyle="--", label=f"target {metrics['target']:g}%")
-    zoom_in_at_the_top(accuracy)
-
+        error = max(100 - metrics["target"], 0.05)
+        accuracy.axhline(error, color="0.45", linestyle="--", label=f"target {metrics['target']:g}%")
+    log_scale(accuracy, lambda error, _: f"{100 - error:g}", "accuracy (%)")  # every halving of the error is as high
+    accuracy.invert_yaxis()
     rate.plot(positions, rates, color=GREEN)
     rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None), xlim=(0, 1.01 * len(epochs)))
     rate.xaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
@@ -102,27 +88,14 @@ def draw_curves(figure, metrics, dataset=None, logits=None):
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def label_loss(axis):
-    """Label the logarithmic `axis` with plain numbers: 0.1, 0.2, 0.5, 1, …"""
+def log_scale(axes, formatter, label):
+    """Make the y axis logarithmic, with labels at 0.1, 0.2, 0.5, 1, …"""
     from matplotlib.ticker import LogLocator
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(LogLocator(subs=()))
-
-
-def zoom_in_at_the_top(axes):
-    """Scale the accuracies on the y axis by the logarithm of their error: half as many mistakes are always as far."""
-    import numpy as np
-    from matplotlib.ticker import FixedLocator
-
-    top = 100.05  # keeps 100% finite
-    errors = [top - value for line in axes.lines for value in line.get_ydata()]
-    axes.set_yscale("function", functions=(lambda y: -np.log10(top - y), lambda y: top - 10**-y))
-    axes.set_ylim(max(0, top - 1.5 * max(errors)), min(100, top - min(errors) / 1.5))
-    axes.yaxis.set_major_locator(FixedLocator([0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 100]))
-    axes.yaxis.set_minor_locator(FixedLocator([99 + tenths / 10 for tenths in range(10)]))
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(yscale="log", ylabel=label)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_minor_locator(LogLocator(subs=()))
 
 
 def mistakes(labels, logits):
@@ -137,7 +110,8 @@ def draw_mistakes(figure, metrics, dataset, logits):
     labels = dataset.test.labels.cpu()
     wrong = mistakes(labels, logits)
     which = f"the {MISTAKES} of the highest probability" if len(wrong) > MISTAKES else "true → predicted, probability"
-    write_title(figure, metrics, f"{len(wrong):,} of {len(labels):,} test images wrong {when(metrics)}: {which}")
+    what = f"{len(wrong):,} of {len(labels):,} test images wrong {shown_weights(metrics)}: {which}"
+    write_title(figure, metrics, what)
     rows = max(1, math.ceil(min(len(wrong), MISTAKES) / COLUMNS))
     axes = blank_axes(figure, height=0.7 + rows, right=COLUMNS, bottom=1.25 * rows)
     draw_answers(axes, dataset.test.images.cpu(), labels, logits, wrong[:MISTAKES], COLUMNS, "{} → {}  {:.2f}")
@@ -155,12 +129,11 @@ def draw_answers(axes, images, labels, logits, indices, columns, text):
 
 def draw_augmented(figure, metrics, dataset, logits):
     """Training images, and below each what the net is given instead in the augmented part of a run."""
-    config, images = metrics["config"], dataset.train.images[:8].cpu() / 255
-    augment = RandomAffine(*(config[name] for name in ("rotation", "translate", "scale", "shear", "margin")))
+    recipe, images = Recipe(**metrics["config"]), dataset.train.images[:8].cpu() / 255
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(metrics["seed"])
-        augmented = augment(images)
-    share = f"{100 * config['augment_until']:g}%"
+        augmented = RandomAffine(**recipe.augmentation)(images)
+    share = f"{100 * recipe.augment_until:g}%"
     write_title(figure, metrics, f"Training images, and below as the net sees them in the first {share} of the run")
     axes = blank_axes(figure, height=2.8, right=len(images), bottom=2)
     for column, (image, changed) in enumerate(zip(images, augmented)):
@@ -185,33 +158,17 @@ def draw_image(axes, image, x, y):
 
 
 def draw_confusion(figure, metrics, dataset, logits):
-    """How often which digit was taken for which; mistakes are coloured, a few of them as visibly as many."""
-    import numpy as np
-    from matplotlib import colormaps
-    from matplotlib.colors import PowerNorm
-    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
-
-    matrix = confusion_matrix(dataset.test.labels.cpu(), logits.argmax(1), labels=range(10))
-    right = np.eye(10, dtype=bool)
-    errors = np.ma.masked_where(right, matrix)
+    """How often which digit was taken for which; a few mistakes are coloured as visibly as many."""
+    labels, answers = dataset.test.labels.cpu(), logits.argmax(1)
+    counts = torch.bincount(10 * labels + answers, minlength=100).view(10, 10)
+    errors = counts - counts.diag().diag()
     figure.set_size_inches(WIDTH, 5.2)
-    write_title(figure, metrics, f"{errors.sum():,} of {matrix.sum():,} test images wrong {when(metrics)}")
-    display = ConfusionMatrixDisplay(matrix).plot(
-        ax=figure.subplots(),
-        cmap=colormaps["Oranges"].with_extremes(bad="0.93"),
-        colorbar=False,
-        im_kw={"norm": PowerNorm(0.5, vmin=0, vmax=max(1, 3 * errors.max())), "aspect": "auto"},
-        text_kw={"color": "black"},
-    )
-    display.im_.set_data(errors)
-    for text in display.text_[(matrix == 0) & ~right]:
-        text.set_text("")
-    display.ax_.set(xlabel="predicted", ylabel="true")
+    write_title(figure, metrics, f"{errors.sum():,} of {len(labels):,} test images wrong {shown_weights(metrics)}")
+    axes = figure.subplots()
+    axes.imshow(errors.sqrt(), cmap="Oranges", vmin=0, vmax=max(1, 3 * int(errors.max())) ** 0.5, aspect="auto")
+    for label, answer in counts.nonzero().tolist():
+        axes.text(answer, label, int(counts[label, answer]), ha="center", va="center")
+    axes.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))
 
 
-PICTURES = {  # file name: function that draws it
-    "curves.png": draw_curves,
-    "mistakes.png": draw_mistakes,
-    "confusion.png": draw_confusion,
-    "augmented.png": draw_augmented,
-}
+PICTURES = (draw_curves, draw_mistakes, draw_confusion, draw_augmented)

@@ -11,116 +11,121 @@ from pathlib import Path
 
 import torch
 
-from experiment import plots
 from experiment.checkpoint import Checkpoint
-from experiment.command import echo
-from experiment.distributed import lost_process
-from experiment.errors import CheckpointError, DivergedError, ExperimentError, FileError
+from experiment.errors import CheckpointError, DivergedError, ExperimentError, FileError, SettingError
 from experiment.files import lock, replace_file, write_json, writing
 from experiment.history import History
-from experiment.machine import peak_memory_mb
-from experiment.processes import world_size
+from experiment.machine import memory_errors, peak_memory_mb
 from model import count_parameters
 
-FILES = ("log.txt", "metrics.json", "last.pt", "best.pt", *plots.PICTURES)
+PICTURES = ("curves.png", "mistakes.png", "confusion.png", "augmented.png")
+FILES = ("log.txt", "metrics.json", "last.pt", "best.pt", *PICTURES)
 
 
 class RunFolder:
-    """Where a run writes, and which checkpoint it starts from if it is resumed.
+    """Where a run writes, and the checkpoint it starts from if it is resumed.
 
-    A new run creates its folder, `out` or runs/<time>-seed<N>, in `start`: a run rejected before that leaves nothing
-    on disk. `resume`, the folder of an earlier run, is locked and its last.pt loaded at once. Without `plots`, no
-    pictures are drawn.
+    A new run creates its folder, `out` or runs/<time>-seed<N>, in `open`: a run rejected before that leaves nothing on
+    disk. `resume` is the folder of an earlier run. Without `pictures`, none are drawn. `processes` train together.
     """
 
-    def __init__(self, out=None, resume=None, plots=True):
-        self.began, self.out, self.lock, self.checkpoint = time.perf_counter(), out, None, None
-        self.plots = plots
+    def __init__(self, out=None, resume=None, pictures=True, processes=1):
+        self.began, self.out, self.pictures, self.processes = time.perf_counter(), out, pictures, processes
+        self.path, self.checkpoint = resume and Path(resume), None
         if resume is None:
             return
-        if not os.path.exists(Path(resume, "last.pt")):
+        if not os.path.exists(self.path / "last.pt"):
             raise CheckpointError(
                 f"--resume {resume}: no last.pt found; expected the folder of a run; "
                 "a run that ended before its first checkpoint must be restarted"
             )
-        self.path, self.lock = Path(resume), lock(resume)
-        try:
-            self.checkpoint = Checkpoint.load(self.path / "last.pt")
-        except BaseException:
-            self.close()
-            raise
+        self.checkpoint = Checkpoint.load(self.path / "last.pt")
+        expected = self.checkpoint.processes
+        if expected != processes:
+            how = shlex.join([*launcher(expected), "train.py", "--resume", str(resume)])
+            raise SettingError(f"processes: found {processes}, expected {expected} as in the run; resume it with {how}")
 
-    def close(self):
-        """Release the lock."""
-        if self.lock:
-            self.lock.release()
+    def share(self, settings, dataset, loader, net):
+        """The loader and the model of this process: both as they are, unless parallel.ParallelRun takes this place."""
+        return loader, net
 
     @contextlib.contextmanager
-    def start(self, settings, dataset, *parts):
-        """Create the folder or restore the checkpoint's state; a context that yields the History of the run so far.
+    def open(self, settings, dataset, *parts):
+        """Create the folder, or restore the checkpoint; a context that holds the folder's lock, and logs errors.
 
-        `parts`: model, optimizer, scheduler and training loader, captured in every checkpoint.
+        `parts`: network, optimizer, scheduler and training loader, which every checkpoint captures. Yields the History
+        of the run so far.
         """
         self.settings, self.dataset, self.parts = settings, dataset, parts
-        with contextlib.closing(self):
-            if self.checkpoint:
-                self.restore()
-            else:
-                self.history = History("holdout" if dataset.holdout else "test")
-                self.path, self.lock = create_folder(self.out, settings.seed)
-            try:
+        if self.checkpoint:
+            held = lock(self.path)
+        else:
+            self.path, held = create_folder(self.out, settings.seed)
+        try:
+            self.history = self.restore() if self.checkpoint else History("holdout" if dataset.holdout else "test")
+            with self.logged_errors(), memory_errors():
                 if not self.checkpoint:
                     self.save_checkpoint("last.pt")
                 self.log_start()
                 self.write_metrics()
-                with lost_process():
-                    yield self.history
-            except DivergedError as error:
-                self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
-                raise
-            except (ExperimentError, KeyboardInterrupt) as error:
-                what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
-                begun = (self.path / "last.pt").exists()
-                how = f"to resume: {how_to_resume(self.path)}" if begun else f"remove {self.path} and start again"
-                with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
-                    self.log(f"{what}; {how}")
-                raise
+                yield self.history
+        finally:
+            held.release()
 
     def restore(self):
-        """Restore the state of `checkpoint`, and cut from the log what came after it."""
-        found, checkpoint = self.dataset, self.checkpoint
+        """Restore the state of `checkpoint`, and cut from the log what came after it; returns its History."""
+        found, checkpoint, log = self.dataset, self.checkpoint, self.path / "log.txt"
         if found.sha256 != checkpoint.sha256:
             raise CheckpointError(
                 f"--resume {self.path}: found other data ({found.name}, SHA-256 {found.sha256}), expected "
                 f"{checkpoint.dataset} with {checkpoint.sha256}; name its folder with --data-dir"
             )
-        self.history = checkpoint.history
-        self.began -= self.history.total_seconds
+        if Checkpoint.load(self.path / "last.pt").history != checkpoint.history:
+            raise FileError(f"--resume {self.path}: another process has just trained it; resume it again")
         checkpoint.restore(*self.parts)
-        log = self.path / "log.txt"
+        self.began -= checkpoint.history.total_seconds
         with writing(log, "restore its permissions"):
             if log.exists() and log.stat().st_size > checkpoint.log_bytes:
                 os.truncate(log, checkpoint.log_bytes)
+        return checkpoint.history
+
+    @contextlib.contextmanager
+    def logged_errors(self):
+        """Log why a run ends early, and how to resume it."""
+        try:
+            yield
+        except DivergedError as error:
+            self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
+            raise
+        except (ExperimentError, KeyboardInterrupt) as error:
+            what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
+            begun = (self.path / "last.pt").exists()
+            how = f"to resume: {self.how_to_resume()}" if begun else f"remove {self.path} and start again"
+            with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
+                self.log(f"{what}; {how}")
+            raise
 
     def log_start(self):
         settings, data, epochs = self.settings, self.dataset, self.history.epochs
-        if epochs:  # last.pt was written before these lines, so restore has cut them
+        if epochs:  # the checkpoint was written before their last lines, which restore has cut
             self.log_epoch()
         else:
             held = f", {len(data.holdout.labels)} held-out" if data.holdout else ""
-            images = f"{len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
-            several = f"{settings.processes} processes, each " if settings.processes > 1 else ""
-            machine = f"{several}{settings.device}, {settings.threads} CPU threads, torch {torch.__version__}"
+            several = f"{self.processes} processes, each " if self.processes > 1 else ""
+            machine = f"{several}{settings.device}, {settings.threads} CPU threads"
             self.log(f"Run: {self.path}, seed {settings.seed}")
             self.log(f"Recipe: {settings.description}")
-            self.log(f"Data: {data.name}, {images}")
+            self.log(
+                f"Data: {data.name}, {len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
+            )
             self.log(f"Model: {count_parameters(self.parts[0])} parameters")
-            self.log(f"Device: {machine}, {settings.precision}")
+            self.log(f"Device: {machine}, torch {torch.__version__}, {settings.precision}")
         if self.checkpoint:
             self.log(f"Resumed after epoch {len(epochs)}, torch {torch.__version__}")
 
-    def save_epoch(self):
-        """Write what the history's last epoch measured, and checkpoints."""
+    def add_epoch(self, training, evaluation, lr, curve, seconds):
+        """Add an epoch to the history, and write what it measured and its checkpoints."""
+        self.history.add(training, evaluation, lr, curve, seconds)
         self.write_metrics()
         if self.history.best is self.history.final:
             self.save_checkpoint("best.pt")
@@ -130,33 +135,46 @@ class RunFolder:
     def log_epoch(self):
         epoch = self.history.final
         self.log(
-            f"Epoch {epoch.number}/{self.settings.recipe.epochs}: {epoch.images} images, "
-            f"Train loss: {epoch.train_loss:.4f}, Accuracy: {epoch.train_accuracy:.2f}%, "
+            f"Epoch {epoch.number}/{self.settings.recipe.epochs}: {epoch.training.count} images, "
+            f"Train loss: {epoch.training.loss:.4f}, Accuracy: {epoch.training.accuracy:.2f}%, "
             f"lr: {epoch.lr:.4f}, {epoch.seconds:.1f} s"
         )
         self.log(epoch.evaluation.line(self.history.split))
 
     def best_weights(self):
-        """state_dict of the model after its best epoch."""
-        return Checkpoint.load(self.path / "best.pt").model
+        """state_dict of the network after its best epoch."""
+        best, expected = Checkpoint.load(self.path / "best.pt"), self.history.best.number
+        if len(best.history.epochs) != expected:  # of an epoch that was lost, and trained again to other bits
+            found = f"found the weights of epoch {len(best.history.epochs)}, expected those of epoch {expected}"
+            raise CheckpointError(f"{self.path / 'best.pt'}: {found}; train anew")
+        return best.model
 
-    def finish(self, logits):
+    def end(self, logits):
         """Log the summary, draw the pictures, and write the final metrics.json; `logits` (N, 10) of the test images."""
         history = self.history
-        self.log(f"Parameters: {count_parameters(self.parts[0])}")
         for line in history.summary(self.settings.target):
             self.log(line)
-        for name, draw in plots.PICTURES.items() if self.plots else ():
-            try:
-                replace_file(self.path / name, plots.drawn(draw, self.metrics(), self.dataset, logits))
-            except Exception as error:  # a matplotlib failure must not fail a finished run
-                self.log(f"Warning: {name} could not be drawn ({type(error).__name__}: {error})")
+        if self.pictures:
+            self.draw(logits)
         self.write_metrics()
         memory = f", peak memory {history.peak_memory_mb} MB" if history.peak_memory_mb else ""
         self.log(f"Training time: {history.train_seconds:.1f} s, in total {history.total_seconds:.1f} s{memory}")
 
+    def draw(self, logits):
+        from experiment import plots  # needed here alone
+
+        for name, draw in zip(PICTURES, plots.PICTURES):
+            try:
+                replace_file(self.path / name, plots.drawn(draw, self.metrics(), self.dataset, logits))
+            except Exception as error:  # a matplotlib failure must not fail a finished run
+                self.log(f"Warning: {name} could not be drawn ({type(error).__name__}: {error})")
+
     def log(self, line):
-        echo(line)
+        """Print `line` and write it to log.txt."""
+        try:
+            print(line, flush=True)
+        except (OSError, ValueError):  # the output is closed, or its reader has gone: go on in silence
+            sys.stdout = None
         log = self.path / "log.txt"
         with writing(log, "make room"), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
@@ -175,7 +193,7 @@ class RunFolder:
             "params": count_parameters(self.parts[0]),
             "device": settings.device,
             "threads": settings.threads,
-            "processes": settings.processes,
+            "processes": self.processes,
             "precision": settings.precision,
             "torch": str(torch.__version__),
             "config": settings.recipe.values,
@@ -190,27 +208,33 @@ class RunFolder:
         write_json(self.path / "metrics.json", self.metrics())
 
     def save_checkpoint(self, name):
-        log = self.path / "log.txt"
-        checkpoint = Checkpoint.capture(
-            *self.parts,
-            settings=self.settings,
-            dataset=self.dataset.name,
-            sha256=self.dataset.sha256,
-            history=self.history,
-            log_bytes=log.stat().st_size if log.exists() else 0,
-        )
-        checkpoint.save(self.path / name)
+        log, data = self.path / "log.txt", self.dataset
+        run = {"settings": self.settings, "processes": self.processes, "dataset": data.name, "sha256": data.sha256}
+        run |= {"history": self.history, "log_bytes": log.stat().st_size if log.exists() else 0}
+        Checkpoint.capture(*self.parts, **run).save(self.path / name)
+
+    def how_to_resume(self):
+        """The shell command that resumes this run, with this interpreter and script."""
+        script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
+        words = [*launcher(self.processes), script, "--resume", str(self.path)]
+        return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def launcher(processes):
+    """The words before the script in a command that starts `processes`."""
+    return [sys.orig_argv[0]] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
 
 
 def create_folder(out, seed):
     """Create the folder of a run, `out` or a new one under runs/, with an empty log.txt: (path, its lock)."""
-    folder, name = Path(out or "runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}"
-    if out and (found := [file for file in FILES if os.path.exists(folder / file)]):
-        raise FileError(f"--out {folder} already holds a run ({', '.join(found)}); choose another folder or remove it")
+    folder = Path(out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}")
+    if found := [file for file in FILES if out and os.path.exists(folder / file)]:
+        raise FileError(f"--out {out} already holds a run ({', '.join(found)}); choose another folder or remove it")
     with writing(folder, "choose another folder with --out"):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not out:
-            folder = make_new_folder(folder / name)
+        if out:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = make_new_folder(folder)
         log = folder / "log.txt"
         log.touch(exist_ok=False)  # the one step that two runs at once cannot both take
         try:
@@ -224,16 +248,8 @@ def create_folder(out, seed):
 
 def make_new_folder(path):
     """Create the folder `path`, or `path`-2, -3, … if there is one already; returns its path."""
-    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
         with contextlib.suppress(FileExistsError):  # of a run that started in the same second
-            folder = Path(f"{path}{suffix}")
-            folder.mkdir()
+            folder.mkdir(parents=True)
             return folder
-
-
-def how_to_resume(folder):
-    """The shell command that resumes the run in `folder`, with this interpreter and script."""
-    script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
-    launcher = [sys.orig_argv[0]] if world_size() == 1 else ["torchrun", "--nproc-per-node", str(world_size())]
-    words = [*launcher, script, "--resume", str(folder)]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -1,4 +1,4 @@
-"""The settings of a run as frozen dataclasses: default, help and limits of each, and the named recipes."""
+"""The settings of a run as frozen dataclasses: default, help and allowed values of each, and the named recipes."""
 
 from dataclasses import dataclass, field, fields, replace
 
@@ -6,54 +6,52 @@ from experiment.errors import SettingError
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The values a setting may have: one of `choices`, or of `kind` in [low, high], or (low, high] if `above`."""
+class Number:
+    """Numbers of type `kind` from `low` to `high`; above `low` if `above`."""
 
-    help: str
-    low: float | None = None
-    high: float | None = None
-    above: bool = False
-    choices: tuple = ()
+    low: float
+    high: float
     kind: type = float
-    optional: bool = False  # None is allowed, "none" on a command line
+    above: bool = False
 
-    def allow(self, value):
-        if value is None or type(value) not in ((int, float) if self.kind is float else (self.kind,)):
-            return value is None and self.optional
-        if self.choices or self.low is None:
-            return value in self.choices if self.choices else value != ""
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
+    def __contains__(self, value):
+        is_number = type(value) in ((int, float) if self.kind is float else (int,))
+        return is_number and self.low <= value <= self.high and not (self.above and value == self.low)
 
     def __str__(self):
-        if self.choices or self.kind in (bool, str):
-            return f"one of {', '.join(self.choices)}" if self.choices else f"a {self.kind.__name__}"
         what = "a whole number" if self.kind is int else "a number"
-        return f"{what} " + (
-            f"above {self.low}, at most {self.high}" if self.above else f"from {self.low} to {self.high}"
-        )
+        return f"{what} " + (f"above {self.low}, at most" if self.above else f"from {self.low} to") + f" {self.high}"
 
 
-def setting(default, help, low=None, high=None, *, kind=None, **limits):
-    """A dataclass field with default, help text and Limits; a tuple has as many values as its default."""
-    kind = kind or type(default[0] if isinstance(default, tuple) else default)
-    return field(default=default, metadata={"limits": Limits(help, low, high, kind=kind, **limits)})
+def setting(group, default, allowed, help, optional=False):
+    """A dataclass field that holds one of the `allowed` values, or None if it is `optional`.
+
+    `allowed` is a Number, a tuple of strings, or a type. If the default is a tuple, the field holds as many of them.
+    `group` is that of its flag in --help.
+    """
+    metadata = {"group": group, "help": help, "allowed": allowed, "optional": optional}
+    return field(default=default, metadata=metadata)
 
 
-def flag(name):
-    return "--" + name.replace("_", "-")
+def setting_fields(cls):
+    """The fields of the dataclass `cls` that `setting` made."""
+    return [f for f in fields(cls) if "allowed" in f.metadata]
 
 
 class Checked:
-    """A dataclass that checks its values against their limits."""
+    """A dataclass that checks its values."""
 
     def __post_init__(self):
-        for f in (f for f in fields(self) if "limits" in f.metadata):
-            value, limits, several = getattr(self, f.name), f.metadata["limits"], isinstance(f.default, tuple)
+        for f in setting_fields(self):
+            value, allowed, several = getattr(self, f.name), f.metadata["allowed"], isinstance(f.default, tuple)
+            if value is None and f.metadata["optional"]:
+                continue
             if several and not (isinstance(value, tuple) and len(value) == len(f.default)):
                 raise SettingError(f"{flag(f.name)}: found {value}, expected a tuple of {len(f.default)} values")
-            for item in value if several else (value,):
-                if not limits.allow(item):
-                    raise SettingError(f"{flag(f.name)}: found {item}, expected {limits}")
+            for item in value if several else [value]:
+                fits = type(item) is allowed if isinstance(allowed, type) else item in allowed
+                if not fits:
+                    raise SettingError(f"{flag(f.name)}: found {item}, expected {allowed}")
 
 
 @dataclass(frozen=True)
@@ -61,28 +59,28 @@ class Recipe(Checked):
     """Hyperparameters of the network, its training and its augmentation."""
 
     name: str = "default"  # key in RECIPES of this recipe, or of the one it was derived from
-    # model
-    widths: tuple[int, ...] = setting((16, 16, 32, 24, 24), "output channels of the five convolution blocks", 1, 4096)
-    dropout: float = setting(0.01, "probability of zeroing a pooled feature", 0, 0.99)
-    separable: bool = setting(False, "separable convolutions in all blocks but the first, with fewer parameters")
-    antialias: str = setting("second", "which of the two poolings are antialiased", choices=("none", "second", "both"))
-    margin: int = setting(2, "pixels cropped from each side of every image", 0, 4)
-    # training
-    epochs: int = setting(7, "epochs", 1, 100_000)
-    first_share: float = setting(1.0, "share of the images that the first epoch takes", 0, 1, above=True)
-    later_share: float = setting(0.15, "share that each later one takes, mostly the hardest", 0, 1, above=True)
-    batch_size: int = setting(128, "images per step", 1, 1_000_000)
-    lr: float = setting(1.0, "peak learning rate of the one cycle", 0, 1000, above=True)
-    warmup: float = setting(0.3, "fraction of the cycle before the peak", 0.01, 0.99)
-    momentum: float = setting(0.9, "Nesterov momentum", 0.01, 0.999)
-    weight_decay: float = setting(0.0, "weight decay of convolution and linear weights", 0, 1)
-    label_smoothing: float = setting(0.1, "probability spread over all classes", 0, 0.9)
-    # augmentation
-    rotation: float = setting(8.0, "degrees", 0, 180)
-    translate: float = setting(0.06, "fraction of 28 pixels", 0, 1)
-    scale: float = setting(0.08, "fraction of the size", 0, 0.9)
-    shear: float = setting(4.0, "degrees", 0, 60)
-    augment_until: float = setting(0.6, "fraction of the run that is augmented", 0, 1)
+
+    widths: tuple = setting("model", (16, 16, 32, 24, 24), Number(1, 4096, int), "output channels of the five blocks")
+    dropout: float = setting("model", 0.01, Number(0, 0.99), "probability of zeroing a pooled feature")
+    separable: bool = setting("model", False, bool, "separable convolutions in all blocks but the first")
+    antialias: str = setting("model", "second", ("none", "second", "both"), "which poolings are antialiased")
+    margin: int = setting("model", 2, Number(0, 4, int), "pixels cropped from each side of every image")
+
+    epochs: int = setting("training", 7, Number(1, 100_000, int), "epochs")
+    first_share: float = setting("training", 1.0, Number(0, 1, above=True), "share of the images in the first epoch")
+    later_share: float = setting("training", 0.15, Number(0, 1, above=True), "in each later one, mostly the hardest")
+    batch_size: int = setting("training", 128, Number(1, 1_000_000, int), "images per step")
+    lr: float = setting("training", 1.0, Number(0, 1000, above=True), "peak learning rate of the one cycle")
+    warmup: float = setting("training", 0.3, Number(0.01, 0.99), "fraction of the cycle before the peak")
+    momentum: float = setting("training", 0.9, Number(0.01, 0.999), "Nesterov momentum")
+    weight_decay: float = setting("training", 0.0, Number(0, 1), "weight decay of convolution and linear weights")
+    label_smoothing: float = setting("training", 0.1, Number(0, 0.9), "probability spread over all classes")
+
+    rotation: float = setting("augmentation", 8.0, Number(0, 180), "degrees")
+    translate: float = setting("augmentation", 0.06, Number(0, 1), "fraction of 28 pixels")
+    scale: float = setting("augmentation", 0.08, Number(0, 0.9), "fraction of the size")
+    shear: float = setting("augmentation", 4.0, Number(0, 60), "degrees")
+    augment_until: float = setting("augmentation", 0.6, Number(0, 1), "fraction of the run that is augmented")
 
     @property
     def values(self):
@@ -93,6 +91,11 @@ class Recipe(Checked):
     def network(self):
         """The arguments of model.Net."""
         return {name: getattr(self, name) for name in ("widths", "dropout", "separable", "antialias", "margin")}
+
+    @property
+    def augmentation(self):
+        """The arguments of data.RandomAffine."""
+        return {name: getattr(self, name) for name in ("rotation", "translate", "scale", "shear", "margin")}
 
 
 DEFAULT = Recipe()
@@ -111,41 +114,36 @@ RECIPES = {
     "tiny": replace(LONG, name="tiny", widths=(7, 18, 22, 20, 20), epochs=20, later_share=1.0),
 }
 
+TARGET = "stop at this test accuracy in percent; 100 or none: never"
+SEED = "seed of weights, data order, augmentation and held-out images"
+DATA_DIR = "directory with MNIST-format files (default: ./data, ../shared/mnist, download)"
+HOLDOUT = "hold out N training images for early stopping and model selection; test once at the end"
+THREADS = "CPU threads (default: the CPUs that are free for this process)"
+
 
 @dataclass(frozen=True)
 class Settings(Checked):
     """A run: a recipe and what it is applied to."""
 
     recipe: Recipe = DEFAULT
-    # run
-    target: float | None = setting(
-        99.4, "stop at this test accuracy in percent; 100 or none: never", 0, 100, above=True, optional=True
-    )
-    seed: int = setting(0, "seed for weight initialisation, data order and augmentation", 0, 2**63 - 1)
-    # data and machine
-    dataset: str = setting("mnist", "digits: the 1,797 images bundled with scikit-learn", choices=("mnist", "digits"))
-    data_dir: str | None = setting(
-        None, "directory with MNIST-format files (default: ./data, ../shared/mnist, download)", kind=str, optional=True
-    )
-    holdout: int | None = setting(
-        None,
-        "hold out N training images for early stopping and model selection; test once at the end",
-        1,
-        1_000_000,
-        kind=int,
-        optional=True,
-    )
-    threads: int | None = setting(
-        None, "CPU threads (default: the CPUs that are free for this process)", 1, 1024, kind=int, optional=True
-    )
-    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
-    precision: str = setting("fp32", "bf16 is faster on some processors", choices=("fp32", "bf16"))
-    processes: int | None = None  # of a torchrun job; None before the run has begun
+
+    target: float | None = setting("run", 99.4, Number(0, 100, above=True), TARGET, optional=True)
+    seed: int = setting("run", 0, Number(0, 2**63 - 1, int), SEED)
+
+    dataset: str = setting("data", "mnist", ("mnist", "digits"), "digits: 1,797 images, part of scikit-learn")
+    data_dir: str | None = setting("data", None, str, DATA_DIR, optional=True)
+    holdout: int | None = setting("data", None, Number(1, 1_000_000, int), HOLDOUT, optional=True)
+
+    threads: int | None = setting("machine", None, Number(1, 1024, int), THREADS, optional=True)
+    device: str = setting("machine", "auto", ("auto", "cpu", "cuda", "mps"), "where to train")
+    precision: str = setting("machine", "fp32", ("fp32", "bf16"), "bf16 is faster on some processors")
 
     def __post_init__(self):
         super().__post_init__()
         if not isinstance(self.recipe, Recipe) or self.recipe.name not in RECIPES:
             raise SettingError(f"recipe: found {self.recipe}, expected a Recipe, such as RECIPES['default']")
+        if self.data_dir == "":
+            raise SettingError("--data-dir: found an empty path")
         if self.dataset == "digits" and self.data_dir is not None:
             raise SettingError("--data-dir: found with --dataset digits, which needs no files; drop one of them")
 
@@ -155,6 +153,11 @@ class Settings(Checked):
         own = RECIPES[self.recipe.name].values
         changed = [typed(name, value) for name, value in self.recipe.values.items() if value != own[name]]
         return " ".join([self.recipe.name, *changed])
+
+
+def flag(name):
+    """The flag of the setting `name`."""
+    return "--" + name.replace("_", "-")
 
 
 def typed(name, value):

@@ -26,6 +26,6 @@ measure "train.py --threads 2" $train --threads 2
 measure "train.py --threads 2, libgomp's GOMP_SPINCOUNT" env GOMP_SPINCOUNT=300000 timeout 60 $train --threads 2
 measure "train.py --evaluate" python train.py --evaluate "$folder/run/best.pt"
 measure "benchmark.py fast --runs 1" python benchmark.py fast --runs 1 --out {}
-measure "python -m experiment.report --check" python -m experiment.report --check
+measure "python -m study.report --check" python -m study.report --check
 measure "pytest" python -m pytest
 rm -r "$folder"

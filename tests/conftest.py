@@ -15,10 +15,8 @@ import torch
 import train
 from experiment import machine
 from experiment.checkpoint import Checkpoint
-from experiment.command import SIGNALS
-from experiment.datasets import load_mnist
+from experiment.datasets import FILES, load_mnist
 from experiment.errors import DownloadError
-from experiment.mnist_files import FILES
 from model import Net
 
 # Small nets train faster on one thread, many times so beside other busy processes.
@@ -47,7 +45,7 @@ def repeat(request):
 @pytest.fixture(autouse=True, scope="session")
 def signals_as_in_a_terminal():
     """For the processes that a test starts; nohup, or a shell's &, ignores some."""
-    for number in SIGNALS:
+    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import DIGITS, assert_refused, run
 from hypothesis import strategies as st
 
-from experiment.arguments import earlier_settings, new_settings, parse_args
+from experiment.cli import earlier_settings, new_settings, parse_args
 from experiment.errors import SettingError
 from experiment.settings import RECIPES, Recipe, Settings, flag
 

@@ -12,11 +12,10 @@ import pytest
 from conftest import ROOT
 
 import benchmark
-from experiment.datasets import load_mnist
+from experiment.datasets import FILES, load_mnist
 from experiment.errors import ExperimentError
 from experiment.files import lock
-from experiment.mnist_files import FILES
-from experiment.results import add_run
+from study.results import add_run
 
 
 def metrics(result, seed, *_):

@@ -13,7 +13,7 @@ from data import RandomAffine, TrainLoader
 from experiment.checkpoint import FORMAT, Checkpoint
 from experiment.datasets import load_digits_28x28
 from experiment.errors import CheckpointError
-from experiment.history import Epoch, Evaluation, History
+from experiment.history import Epoch, History, Score
 from experiment.settings import Recipe, Settings
 from model import Net
 from train import make_optimizer, make_scheduler
@@ -42,7 +42,7 @@ def train_a_step(model, optimizer, scheduler, loader):
 def test_restored_parts_train_on_to_the_same_bits(tmp_path):
     parts, others, history = make_parts(seed=0), make_parts(seed=1), History("test")
     curve = [{"step": 1, "lr": 0.1, "loss": 2.0}]
-    history.epochs.append(Epoch(1, 60, 0.1, 2.0, 30.0, Evaluation(1.5, 4, 10), 0.5, curve))
+    history.epochs.append(Epoch(1, 60, 0.1, 2.0, 30.0, Score(1.5, 4, 10), 0.5, curve))
     run = {"settings": Settings(RECIPE), "dataset": "digits", "sha256": "0", "history": history, "log_bytes": 7}
     train_a_step(*parts)
     Checkpoint.capture(*parts, **run).save(tmp_path / "last.pt")

@@ -5,9 +5,8 @@ import torch
 from conftest import DIGITS, assert_refused
 
 from data import Dataset, Split
-from experiment.datasets import hold_out, load_data, load_digits_28x28
+from experiment.datasets import FILES, find_files, hold_out, load_data, load_digits_28x28, read_files
 from experiment.errors import DataError
-from experiment.mnist_files import FILES, find_files, read_files
 from experiment.settings import Recipe, Settings
 
 

@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, missing, optional
 from PIL import Image
 
-from experiment.weights import WEIGHTS, load_net
+from experiment.checkpoint import WEIGHTS, load_net
 from predict import center_digit
 
 DEMO = ROOT / "demo"

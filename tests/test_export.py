@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import ROOT, optional
 
-import export
+from experiment.checkpoint import WEIGHTS, load_net
 from experiment.datasets import load_mnist
-from experiment.weights import WEIGHTS, load_net
+from study import export
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,7 @@ from hypothesis import strategies as st
 
 from experiment import plots
 from experiment.checkpoint import FORMAT, Checkpoint
-from experiment.datasets import load_mnist
-from experiment.mnist_files import FILES
+from experiment.datasets import FILES, load_mnist
 from experiment.settings import Recipe, Settings, flag
 
 if sys.platform != "linux":

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiment.errors import DivergedError
-from experiment.history import Epoch, Evaluation, History
+from experiment.history import Epoch, History, Score
 
 
 def training(lr, loss, accuracy):
@@ -21,15 +21,15 @@ def history_of(*correct, split="test", **rest):
     history = History(split, **rest)
     for number, hits in enumerate(correct, 1):
         seen = training(0.1 * number, 2.0 / number, 10.0 * number)
-        history.add(seen, Evaluation(1.0 / number, hits, 200), 1.00049 * number)
+        history.add(seen, Score(1.0 / number, hits, 200), 1.00049 * number)
     return history
 
 
 def test_an_evaluation_is_in_percent_and_one_line():
-    evaluation = Evaluation(0.03456, 9941, 10000)
+    evaluation = Score(0.03456, 9941, 10000)
     assert evaluation.accuracy == 99.41
     assert evaluation.line("test") == "Test set: Average loss: 0.0346, Accuracy: 9941/10000 (99.41%)"
-    assert Evaluation(0.5, 190, 200).line("holdout").startswith("Holdout set: Average loss: 0.5000, Accuracy: 190/200 ")
+    assert Score(0.5, 190, 200).line("holdout").startswith("Holdout set: Average loss: 0.5000, Accuracy: 190/200 ")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_target_is_met_first_where_a_slow_search_meets_it_and_100_stops_no_r
     met = None
     for number, hits in enumerate(correct, 1):
         assert history.first_at(target) is None or history.first_at(target) == met
-        history.add(training(0.1, 1.0, 50.0), Evaluation(1.0, hits, 200), 1.0)
+        history.add(training(0.1, 1.0, 50.0), Score(1.0, hits, 200), 1.0)
         if met is None and target is not None and 100 * hits / 200 >= target:
             met = number
         assert history.first_at(target) == met
@@ -124,7 +124,7 @@ def test_metrics_of_a_run_with_held_out_images_show_the_test_set_only_at_the_end
     assert [epoch["holdout_accuracy"] for epoch in before["epochs"]] == [50, 95, 80]
     assert before["target"] is before["target_epoch"] is None
     assert not any(name.startswith("test") or "_test_" in name for name in (*before, *before["epochs"][0]))
-    history.test = Evaluation(0.25, 364, 400)
+    history.test = Score(0.25, 364, 400)
     assert history.metrics(None) == {**before, "test_loss": 0.25, "test_accuracy": 91.0}
 
 
@@ -134,18 +134,18 @@ def test_metrics_before_the_first_epoch_have_the_same_entries():
     assert empty["epochs"] == [] and empty["best_test_accuracy"] is empty["final_test_accuracy"] is None
 
 
-@pytest.mark.parametrize("test", [None, Evaluation(0.25, 364, 400)])
+@pytest.mark.parametrize("test", [None, Score(0.25, 364, 400)])
 @pytest.mark.parametrize("correct", [[], [100, 190]])
 def test_a_history_comes_back_from_its_dict(correct, test):
     history = history_of(*correct, split="holdout", test=test, total_seconds=4.5, peak_memory_mb=500)
     again = History.from_dict(asdict(history))
     assert again == history and type(again.test) is type(test)
-    assert all(type(epoch) is Epoch and type(epoch.evaluation) is Evaluation for epoch in again.epochs)
+    assert all(type(epoch) is Epoch and type(epoch.evaluation) is Score for epoch in again.epochs)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_refused_and_the_epochs_before_it_stay(loss):
     history = history_of(100, 180, split="holdout")
     with pytest.raises(DivergedError, match=rf"^the holdout loss is {loss} after epoch 3.*try a lower --lr"):
-        history.add(training(0.1, 1.0, 50.0), Evaluation(loss, 20, 200), 1.0)
+        history.add(training(0.1, 1.0, 50.0), Score(loss, 20, 200), 1.0)
     assert history == history_of(100, 180, split="holdout")

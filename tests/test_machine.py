@@ -10,8 +10,9 @@ import torch
 from conftest import DIGITS, ROOT, assert_refused
 
 from experiment.errors import SettingError
-from experiment.machine import choose_device, describe_machine, peak_memory_mb, resolve, usable_cpus
+from experiment.machine import choose_device, peak_memory_mb, set_up, usable_cpus
 from experiment.settings import RECIPES, Settings
+from study.results import describe_machine
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
@@ -30,17 +31,17 @@ def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
 
 def test_resolve_replaces_what_is_open_and_a_second_time_nothing():
     settings = Settings(RECIPES["tiny"], seed=3, dataset="digits", holdout=20)
-    once = resolve(settings)
+    once = set_up(settings)
     assert once.device == choose_device("auto")
     assert once.threads == torch.get_num_threads() == 1  # as the tests have it
     changed = {name for name, value in vars(once).items() if value != getattr(settings, name)}
     assert changed == {"device", "threads", "processes"}
-    assert resolve(once) == once
+    assert set_up(once) == once
 
 
 def test_resolve_takes_what_is_asked_for():
     settings = Settings(threads=2, device="cpu", precision="bf16", processes=1)
-    assert resolve(settings) == settings and torch.get_num_threads() == 2
+    assert set_up(settings) == settings and torch.get_num_threads() == 2
 
 
 def test_one_run_does_not_bind_the_next(monkeypatch):
@@ -48,7 +49,7 @@ def test_one_run_does_not_bind_the_next(monkeypatch):
     monkeypatch.setattr("joblib.cpu_count", lambda: 4)
     monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: [0] * 4)
     monkeypatch.setattr("psutil.Process.cpu_affinity", lambda process: [0, 1, 2, 3], raising=False)
-    assert [resolve(Settings(threads=threads)).threads for threads in (None, 1, None)] == [4, 1, 4]
+    assert [set_up(Settings(threads=threads)).threads for threads in (None, 1, None)] == [4, 1, 4]
 
 
 @pytest.mark.parametrize(

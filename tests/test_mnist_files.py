@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import assert_refused
 
+from experiment.datasets import FILES, MIRRORS, checksum, data_name, download, find_files, read_files, read_idx
 from experiment.errors import DataError, DownloadError, FileError
-from experiment.mnist_files import FILES, MIRRORS, checksum, data_name, download, find_files, read_files, read_idx
 
 CPU = ["--device", "cpu"]
 
@@ -52,12 +52,12 @@ def test_data_is_looked_for_in_data_then_in_shared(mnist_dir, tmp_path, monkeypa
     assert find_files() is None
     shared.parent.mkdir(parents=True)
     mnist_dir.rename(shared)
-    assert [path.resolve() for path in find_files()] == [shared / name for name in FILES]
+    assert [path.set_up() for path in find_files()] == [shared / name for name in FILES]
     (work / "data").mkdir()
     for name in FILES:
-        assert find_files()[0].resolve() == shared / FILES[0]  # those of ./data are not all there yet
+        assert find_files()[0].set_up() == shared / FILES[0]  # those of ./data are not all there yet
         (work / "data" / name).write_bytes((shared / name).read_bytes())
-    assert [path.resolve() for path in find_files()] == [work / "data" / name for name in FILES]
+    assert [path.set_up() for path in find_files()] == [work / "data" / name for name in FILES]
 
 
 def test_a_data_dir_that_is_not_there_or_a_file_or_incomplete_is_refused(mnist_dir, tmp_path, capsys):

@@ -9,14 +9,14 @@ import zlib
 import numpy as np
 import pytest
 from conftest import assert_one_line, optional
+from experiment.images import find_ink, isolate_digit
 from photographs import FONTS, KINDS, answers, beside, photograph, printed
 from PIL import Image, features
 
 import predict
+from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
 from experiment.errors import CheckpointError, ImageError
-from experiment.images import find_ink, isolate_digit
-from experiment.weights import load_net
 
 SEED = 2  # photographs.py chooses thresholds with 0 and counts answers with 1
 

@@ -8,13 +8,13 @@ import torch
 from conftest import assert_one_line, read_metrics
 from torchvision.transforms import RandomAffine
 
-from experiment import train_published
 from experiment.datasets import load_mnist
 from experiment.errors import DataError
-from experiment.published import PUBLISHED
-from experiment.results import add_run
-from experiment.train_published import main, make_loader
 from model import MEAN, STD, count_parameters
+from study import train_published
+from study.published import PUBLISHED
+from study.results import add_run
+from study.train_published import main, make_loader
 
 NAMES = pytest.mark.parametrize("name", PUBLISHED)
 

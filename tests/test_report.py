@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiment import report
-from experiment.pictures import accuracy_over_seconds
-from experiment.report import KINDS, filled, main
+from study import report
+from study.figures import accuracy_over_seconds
+from study.report import KINDS, filled, main
 
 
 def result(recipe, *finals):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiment.errors import FileError
-from experiment.results import add_run, read_results, summarise
+from study.results import add_run, read_results, summarise
 
 
 def metrics(seed, *accuracies, **other):

@@ -26,9 +26,9 @@ from conftest import (
 )
 
 import train
+from experiment.datasets import FILES as MNIST_FILES
 from experiment.errors import FileError
 from experiment.files import lock
-from experiment.mnist_files import FILES as MNIST_FILES
 from experiment.plots import PICTURES
 from experiment.run_folder import FILES, RunFolder, create_folder
 from experiment.settings import Recipe, Settings

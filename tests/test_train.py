@@ -14,8 +14,8 @@ from torch import nn
 import train
 from data import Loader
 from experiment.checkpoint import Checkpoint
+from experiment.datasets import FILES as DATA_FILES
 from experiment.datasets import load_data, load_digits_28x28
-from experiment.mnist_files import FILES as DATA_FILES
 from experiment.run_folder import FILES, RunFolder
 from experiment.settings import DEFAULT, Settings
 from model import MEAN, STD, Net

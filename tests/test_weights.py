@@ -7,11 +7,11 @@ import torch
 from conftest import ROOT, run, same
 
 from data import Loader
-from experiment.checkpoint import Checkpoint
+from experiment.checkpoint import WEIGHTS, Checkpoint, load_net
 from experiment.errors import CheckpointError
 from experiment.settings import RECIPES
-from experiment.weights import WEIGHTS, load_net, main, save_net
 from model import count_parameters
+from study.release import main, save_net
 from train import predict
 
 NAMES = ("default", "best", "tiny")

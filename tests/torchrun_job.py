@@ -10,15 +10,15 @@ import sys
 from dataclasses import asdict
 
 if __name__ == "__main__":  # as train.py does
-    from experiment.command import exit_at_once, handle_signals
+    from experiment.cli import exit_at_once, handle_signals
 
     handle_signals(exit_at_once)
 
 import torch
+from experiment.processes import rank
 
 import train
 from data import TrainLoader
-from experiment.processes import rank
 
 die = [int(number) for number in os.environ.get("DIE", "-1 0").split()]
 batches, loaders = [], []

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
+import platform
 import statistics
+from importlib.metadata import version
 from pathlib import Path
 
 from experiment.errors import FileError
@@ -37,8 +40,8 @@ def summarise(runs):
     """Mean, sample standard deviation, 95% confidence interval of the mean (Student's t), times, and more.
 
     `seconds` holds the training time up to the end of each epoch, from medians over the runs; `first_epoch` is the
-    first after which the mean accuracy is at least 99.4%; `seconds_to_target` is the time up to it, or
-    all if there is none.
+    first after which the mean accuracy is at least 99.4%; `seconds_to_target` is the time up to it, or all if there is
+    none. The interval is given from five runs on.
     """
     from scipy.stats import t
 
@@ -47,7 +50,7 @@ def summarise(runs):
     if n > 1:
         std = statistics.stdev(finals)
         half = float(t.ppf(0.975, n - 1)) * std / n**0.5
-        std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)]
+        std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)] if n >= 5 else None
     by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
     epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if accuracy >= TARGET), None)
     by_run = (run.get("epoch_seconds") or [run["train_seconds"] / len(by_epoch)] * len(by_epoch) for run in runs)
@@ -76,12 +79,23 @@ def read_results(path):
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         for result in results:
-            runs = result["runs"]
-            if missing := (KEYS - result.keys()).union(*(RUN_KEYS - run.keys() for run in runs)):
-                raise ValueError(f"no {', '.join(sorted(missing))}")
-            if runs:
-                summarise(runs)
+            for part, keys in [(result, KEYS), *((run, RUN_KEYS) for run in result["runs"])]:
+                if missing := keys - part.keys():
+                    raise ValueError(f"no {', '.join(sorted(missing))}")
+            if result["runs"]:
+                summarise(result["runs"])
     except Exception as error:  # whatever is in it
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise FileError(f"{path} is not a benchmark's JSON ({reason}); name another file or remove it") from error
     return results
+
+
+def describe_machine():
+    """{"machine": processor, cores and system; "versions": of Python and the packages that matter}."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision")}}
+    return {"machine": f"{model}, {os.cpu_count()} cores, {platform.system()}", "versions": versions}

@@ -3,12 +3,11 @@
 import itertools
 import math
 
-from data import Loader
+from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
 from experiment.plots import BLUE, VERMILLION, draw_answers, mistakes, png
-from experiment.published import PUBLISHED
-from experiment.results import TARGET, summarise
-from experiment.weights import load_net
+from study.published import PUBLISHED
+from study.results import TARGET, summarise
 from train import predict
 
 OURS, OTHERS = BLUE, VERMILLION
@@ -66,7 +65,7 @@ def overview(results, weights):
     left, right = figure.subplots(1, 2)
     draw_seconds_to_target(left, results)
     images, labels = load_mnist().test
-    logits = predict(load_net(weights), Loader(images, labels, 1000), "fp32")
+    logits = predict(load_net(weights), images, "fp32")
     wrong, columns = mistakes(labels, logits), 9
     right.set(xlim=(0, columns), ylim=(1.25 * math.ceil(len(wrong) / columns), 0), aspect="equal", autoscale_on=False)
     right.axis("off")

@@ -1,34 +1,29 @@
 """Write trained weights as an ONNX file, or into the page that recognises drawn digits.
 
-    python export.py                                  weights/best.pth as weights/best.onnx
-    python export.py runs/NAME/best.pt --out my.onnx  a checkpoint of your own
-    python export.py --page                           demo/model.js, with five mistakes on MNIST's test set
+    python -m study.export                                  weights/best.pth as weights/best.onnx
+    python -m study.export runs/NAME/best.pt --out my.onnx  a checkpoint of your own
+    python -m study.export --page                           demo/model.js, with five mistakes on MNIST's test set
 
 The ONNX model takes images as they are, uint8 (N, 1, 28, 28) named "images", and returns "logits", float (N, 10).
 """
 
-import sys
-
-if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
-    from experiment.command import exit_at_once, handle_signals
-
-    handle_signals(exit_at_once)
-
 import base64
 import json
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from experiment.command import Parser, command, echo, path
+from experiment.checkpoint import WEIGHTS, load_net
+from experiment.cli import Parser, command, path
 from experiment.datasets import load_mnist
 from experiment.errors import SettingError
 from experiment.files import replace_file
-from experiment.weights import WEIGHTS, load_net
 from model import SIDE, count_parameters
+from train import predict
 
-PAGE = Path(__file__).parent / "demo" / "model.js"
+PAGE = Path(__file__).parents[1] / "demo" / "model.js"
 
 
 def to_onnx(net):
@@ -52,12 +47,6 @@ def to_onnx(net):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     return model.SerializeToString()
-
-
-@torch.inference_mode()
-def answers(net, images):
-    """Logits, float (N, 10), of `net` for uint8 images (N, 1, 28, 28)."""
-    return torch.cat([net(batch) for batch in images.split(1000)])
 
 
 def for_page(net, test, logits):
@@ -94,12 +83,12 @@ def main(argv=None):
     net = load_net(options.weights)
     if options.page:
         test = load_mnist().test
-        model = for_page(net, test, answers(net, test.images))
+        model = for_page(net, test, predict(net, test.images, "fp32"))
         file, content = PAGE, f"const MODEL = {json.dumps(model, indent=2)};\n".encode()
     else:
         file, content = options.out or Path(options.weights).with_suffix(".onnx"), to_onnx(net)
     replace_file(file, content)
-    echo(f"Written: {file}, {len(content) / 1000:.0f} kB")
+    print(f"Written: {file}, {len(content) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,13 @@
 """Train a published recipe as published, for comparison by benchmark.py.
 
-    python -m experiment.train_published net-11034 --seed 0 --out runs/net-11034
+    python -m study.train_published net-11034 --seed 0 --out runs/net-11034
 
 The training images pass through torchvision's transforms and the ordinary DataLoader.
 """
 
 import sys
-
-if __name__ == "__main__":  # so that Ctrl-C prints one line even during the imports
-    from experiment.command import exit_at_once, handle_signals
-
-    handle_signals(exit_at_once)
-
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +16,16 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from data import Split
-from experiment.arguments import whole_number
-from experiment.command import Parser, command, echo, path
+from experiment.cli import Parser, command, path, whole_number
 from experiment.datasets import load_mnist
 from experiment.errors import DataError
-from experiment.files import write_json
-from experiment.history import Evaluation, History
-from experiment.machine import peak_memory_mb, resolve, synchronized_time
-from experiment.progress import Progress
-from experiment.published import PUBLISHED
-from experiment.run_folder import create_folder
+from experiment.files import write_json, writing
+from experiment.history import History, Score
+from experiment.machine import peak_memory_mb, set_up, synchronized_time
+from experiment.meter import Meter, progress
 from experiment.settings import Settings
 from model import MEAN, STD, count_parameters
+from study.published import PUBLISHED
 
 
 class PILImages(torch.utils.data.Dataset):
@@ -65,56 +58,55 @@ def make_loader(split, recipe):
     return DataLoader(PILImages(split, recipe.affine), recipe.batch_size, shuffle=True)
 
 
-def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, device, progress):
-    """The loop of the published notebooks: every batch once, the scheduler stepped with each."""
+def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, device, epoch):
+    """The loop of the published notebooks: every batch once, the scheduler stepped with each; returns the Meter."""
     model.train()
-    for step, (images, labels) in enumerate(loader, 1):
+    meter = Meter((epoch - 1) * len(loader))
+    for images, labels in progress(loader, len(loader), f"Epoch {epoch}", meter):
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
         logits = model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        loss.backward()
+        F.cross_entropy(logits, labels, label_smoothing=label_smoothing).backward()
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
-        progress.add(step, lr, loss, logits, labels)
-    progress.finish()
+        meter.add(lr, F.cross_entropy(logits.detach(), labels, reduction="none"), logits.detach(), labels)
+    return meter
 
 
 @torch.inference_mode()
 def evaluate(model, split, device):
-    """The Evaluation of `model` on all images of `split`."""
+    """The Score of `model` on all images of `split`."""
     model.eval()
     images = ((split.images.float() / 255 - MEAN) / STD).to(device)
     logits = torch.cat([model(batch) for batch in images.split(1000)]).cpu()
     loss = F.cross_entropy(logits, split.labels).item()
-    return Evaluation(loss, (logits.argmax(1) == split.labels).sum().item(), len(logits))
+    return Score(loss, (logits.argmax(1) == split.labels).sum().item(), len(logits))
 
 
 def run(name, seed, data_dir, device, threads, out):
-    """Train the published recipe `name` to its last epoch; write metrics.json after each as train.py does."""
-    start, recipe = time.perf_counter(), PUBLISHED[name]
-    settings = resolve(Settings(seed=seed, device=device, threads=threads))
+    """Train the published recipe `name` to its last epoch; write metrics.json into `out` as train.py does."""
+    start, recipe, out = time.perf_counter(), PUBLISHED[name], Path(out)
+    settings = set_up(Settings(seed=seed, device=device, threads=threads))
     dataset, device = load_mnist(data_dir), settings.device
     loader = make_loader(dataset.train, recipe)
     torch.manual_seed(seed)
     model = recipe.net().to(device)
     optimizer = recipe.optimizer(model.parameters())
     scheduler = recipe.scheduler(optimizer, recipe.epochs * len(loader))
-    folder, held = create_folder(out, seed)
+    with writing(out, "choose another folder with --out"):
+        out.mkdir(parents=True)
     history, facts = History("test"), {"recipe": name, "dataset": dataset.name, "sha256": dataset.sha256, "seed": seed}
     facts |= {"params": count_parameters(model), "device": device, "threads": settings.threads, "precision": "fp32"}
     facts["train_images"] = len(dataset.train.labels)
     for epoch in range(1, recipe.epochs + 1):
         began = synchronized_time(device)
-        with Progress(len(loader), f"Epoch {epoch}/{recipe.epochs}") as progress:
-            train_one_epoch(model, loader, optimizer, scheduler, recipe.label_smoothing, device, progress)
-        seconds = synchronized_time(device) - began
-        history.add(progress, evaluate(model, dataset.test, device), seconds)
+        meter = train_one_epoch(model, loader, optimizer, scheduler, recipe.label_smoothing, device, epoch)
+        training, seconds = meter.score, synchronized_time(device) - began
+        history.add(training, evaluate(model, dataset.test, device), meter.lr, meter.curve, seconds)
         history.total_seconds, history.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()
-        write_json(folder / "metrics.json", {**facts, **history.metrics(target=None)})
-        echo(f"Epoch {epoch}: {history.final.accuracy:.2f}%, {seconds:.1f} s")
-    held.release()
+        write_json(out / "metrics.json", {**facts, **history.metrics(target=None)})
+        print(f"Epoch {epoch}: {history.final.accuracy:.2f}%, {seconds:.1f} s")
 
 
 @command
@@ -125,7 +117,7 @@ def main(argv=None):
     parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="as for train.py")
-    parser.add_argument("--out", type=path, metavar="DIR", help="folder of this run (default: runs/<time>-seed<N>)")
+    parser.add_argument("--out", type=path, metavar="DIR", required=True, help="new folder for metrics.json")
     run(**vars(parser.parse_args(argv)))
 
 

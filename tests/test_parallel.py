@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, assert_refused, read_metrics, run, same, without_times
+from experiment.processes import VARIABLES
 
 from data import Loader
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import load_digits_28x28
-from experiment.processes import VARIABLES
 from model import Net
 from train import evaluate
 

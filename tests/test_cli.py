@@ -15,11 +15,11 @@ import torch
 from conftest import ROOT, RUN, assert_one_line, read_metrics, run, same, without_times
 
 import benchmark
-import export
 import predict
-from experiment import errors, report, train_published
-from experiment.command import Parser, command, echo, path
-from experiment.published import PUBLISHED
+from experiment import errors
+from experiment.cli import Parser, command, echo, path
+from study import export, report, train_published
+from study.published import PUBLISHED
 
 signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send these signals to one process")
 
@@ -63,7 +63,7 @@ def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_bits(whole_run,
 def test_a_second_signal_ends_at_once_in_the_middle_of_what_the_first_one_does(first, second, code):
     script = f"""
 import signal
-from experiment.command import command, exit_at_once, handle_signals
+from experiment.cli import command, exit_at_once, handle_signals
 handle_signals(exit_at_once)
 
 @command
@@ -90,7 +90,7 @@ main()
 def test_a_signal_while_python_shuts_down_adds_no_second_line(ending, line, code):
     script = f"""
 import signal
-from experiment.command import command, exit_at_once, handle_signals
+from experiment.cli import command, exit_at_once, handle_signals
 from experiment.errors import FileError
 handle_signals(exit_at_once)
 
@@ -110,8 +110,8 @@ COMMANDS = {
     "train.py": ["train.py"],
     "benchmark.py": ["benchmark.py"],
     "predict.py": ["predict.py"],
-    "report.py": ["-m", "experiment.report"],
-    "train_published.py": ["-m", "experiment.train_published"],
+    "report.py": ["-m", "study.report"],
+    "train_published.py": ["-m", "study.train_published"],
     "export.py": ["export.py"],
 }
 
@@ -139,7 +139,7 @@ def test_a_signal_that_is_ignored_stays_so():
     script = """
 import signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from experiment.command import exit_at_once, handle_signals
+from experiment.cli import exit_at_once, handle_signals
 handle_signals(exit_at_once)
 signal.raise_signal(signal.SIGHUP)
 print("goes on")

@@ -1,6 +1,6 @@
 """Synthetic pictures of digits; by them predict.py's thresholds are chosen and its answers counted.
 
-    python -m tests.photographs > results/predict.txt
+    python -m study.photographs > results/predict.txt
 
 Thresholds are chosen on pictures of MNIST's training images. The answers are counted on pictures of its test images,
 drawn with other random numbers. Neither are real photographs.
@@ -17,13 +17,13 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+import photo
 import predict
-from experiment import images
-from experiment.command import command, echo
+from experiment.checkpoint import load_net
+from experiment.cli import command
 from experiment.datasets import load_mnist
-from experiment.errors import ImageError
-from experiment.machine import describe_machine
-from experiment.weights import load_net
+from photo import ImageError
+from study.results import describe_machine
 
 PHOTOGRAPH = {  # pairs are the limits of a uniform distribution
     "frame": (80, 200),  # pixels that the 28 of MNIST become
@@ -198,19 +198,19 @@ def choose(split, net, count=24, seed=0):
     pictures = [picture for group, _ in digits.values() for picture in group]
     labels = [label for _, group in digits.values() for label in group]
     numbers = f"{len(labels)} pictures of training images, {len(blank)} blank sheets, {len(pairs)} pairs"
-    echo(f"\nThresholds (*: chosen), on {numbers} (%)")
-    echo("                 digits right  refused   blank answered   pairs answered")
+    print(f"\nThresholds (*: chosen), on {numbers} (%)")
+    print("                 digits right  refused   blank answered   pairs answered")
     for name, candidates in CANDIDATES.items():
-        chosen = getattr(images, name)
+        chosen = getattr(photo, name)
         for value in candidates:
-            setattr(images, name, value)
+            setattr(photo, name, value)
             found = list(answers(pictures, net))
             line = [percent(digit == label for (digit, _), label in zip(found, labels))]
             line += [percent(digit is None for digit, _ in found)]
             line += [percent(digit is not None for digit, _ in answers(group, net)) for group in (blank, pairs)]
             mark = "*" if value == chosen else " "
-            echo("{:10}{:6}{}{:>11}{:>9}{:>17}{:>17}".format(name, value, mark, *line))
-        setattr(images, name, chosen)
+            print("{:10}{:6}{}{:>11}{:>9}{:>17}{:>17}".format(name, value, mark, *line))
+        setattr(photo, name, chosen)
 
 
 def choose_unsure(split, net, count=120, seed=3):
@@ -218,11 +218,11 @@ def choose_unsure(split, net, count=120, seed=3):
     groups = sample(split, count, seed)[0].values()
     found = [(digit == label, p) for group, labels in groups for (digit, p), label in zip(answers(group, net), labels)]
     right, wrong = ([p for is_right, p in found if is_right == kind and p > 0] for kind in (True, False))
-    echo(f"\nUNSURE, on {len(right)} right and {len(wrong)} wrong answers for pictures of training images (%)")
-    echo("       right answers below it   wrong answers below it")
+    print(f"\nUNSURE, on {len(right)} right and {len(wrong)} wrong answers for pictures of training images (%)")
+    print("       right answers below it   wrong answers below it")
     for value in (0.4, 0.5, 0.6, 0.7, 0.8):
         shares = [percent(p < value for p in group) for group in (right, wrong)]
-        echo("{:6}{}{:>17}{:>25}".format(value, "*" if value == predict.UNSURE else " ", *shares))
+        print("{:6}{}{:>17}{:>25}".format(value, "*" if value == predict.UNSURE else " ", *shares))
 
 
 def count_answers(split, net, count=200, seed=1):
@@ -234,18 +234,18 @@ def count_answers(split, net, count=200, seed=1):
     for size in (20, 40, 80, 160):
         texts = [(text, name) for name in FONTS for text in "0123456789"]
         digits[f"{len(FONTS)} fonts, {size} px"] = [printed(*item, size) for item in texts], [int(t) for t, _ in texts]
-    echo("\nPictures of test images (%)\n                          n    right  unsure  refused")
+    print("\nPictures of test images (%)\n                          n    right  unsure  refused")
     for kind, (pictures, labels) in digits.items():
         found = list(answers(pictures, net))
         right = percent(digit == int(label) for (digit, _), label in zip(found, labels))
         unsure = percent(digit is not None and p < predict.UNSURE for digit, p in found)
-        echo(f"{kind:20}{len(found):7}   {right}  {unsure}   {percent(digit is None for digit, _ in found)}")
+        print(f"{kind:20}{len(found):7}   {right}  {unsure}   {percent(digit is None for digit, _ in found)}")
     letters = [printed(chr(code), name) for name in FONTS for code in range(ord("A"), ord("Z") + 1)]
-    echo("\nNo digit (%)\n                          n   answered, of these sure")
+    print("\nNo digit (%)\n                          n   answered, of these sure")
     for kind, pictures in {"blank sheets": blank, "two digits": pairs, "capital letters": letters}.items():
         found = [p for digit, p in answers(pictures, net) if digit is not None]
         share = 100 * len(found) / len(pictures)
-        echo(f"{kind:20}{len(pictures):7}   {share:6.2f}   {percent(p >= predict.UNSURE for p in found)}")
+        print(f"{kind:20}{len(pictures):7}   {share:6.2f}   {percent(p >= predict.UNSURE for p in found)}")
 
 
 @command
@@ -253,7 +253,9 @@ def main(argv=None):
     dataset, net = load_mnist(), load_net(predict.DEFAULT)
     about = describe_machine()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    echo(f"# python -m tests.photographs\n# {about['machine']}, {versions}, pillow {PIL.__version__}, weights/best.pth")
+    print(
+        f"# python -m study.photographs\n# {about['machine']}, {versions}, pillow {PIL.__version__}, weights/best.pth"
+    )
     choose(dataset.train, net)
     choose_unsure(dataset.train, net)
     count_answers(dataset.test, net)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from experiment.errors import DivergedError
-from experiment.progress import Progress
+from experiment.meter import Progress
 
 
 def batches(sizes):

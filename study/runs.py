@@ -1,0 +1,34 @@
+"""Runs of train.py, or of another script that trains, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from experiment.errors import ExperimentError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_process(argv, **variables):
+    """Run `python ARGV --out FOLDER`: (content of its metrics.json, seconds from start to exit).
+
+    `variables` are added to its environment. The process ends with this one.
+    """
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **variables}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    options |= {"encoding": "utf-8", "errors": "replace", "env": environment}
+    with tempfile.TemporaryDirectory() as folder:
+        out, start = Path(folder, "run"), time.perf_counter()
+        with subprocess.Popen([sys.executable, "-P", *map(str, argv), "--out", str(out)], **options) as process:
+            try:
+                errors = process.communicate()[1].strip()
+            finally:
+                process.terminate()
+        if process.returncode != 0:
+            raise ExperimentError((errors or f"exit code {process.returncode}").splitlines()[-1])
+        return json.loads((out / "metrics.json").read_text()), time.perf_counter() - start

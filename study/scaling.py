@@ -1,0 +1,77 @@
+"""How seconds per epoch and peak memory grow with threads, processes, images, batch size and width.
+
+    python -m study.scaling --rounds 3     measure each case three times, in turn; write results/scaling.json
+
+Each case is one epoch of the recipe one-epoch in a separate process; MNIST's training images repeat to make more.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from experiment.cli import Parser, command, path, whole_number
+from experiment.datasets import FILES, load_mnist
+from experiment.files import write_json
+from study.results import describe_machine
+from study.runs import ROOT, run_process
+
+BASE = {"threads": 2, "processes": 1, "images": 60_000, "batch_size": 64, "widths": (16, 16, 32, 24, 24)}
+CASES = [  # what differs from BASE
+    *({"threads": n} for n in (1, 2)),
+    *({"threads": 1, "processes": n} for n in (1, 2)),
+    *({"images": n} for n in (60_000, 240_000, 960_000)),
+    *({"batch_size": n} for n in (32, 64, 128, 256, 512)),
+    *({"widths": tuple(width * n // 2 for width in BASE["widths"])} for n in (1, 2, 4)),
+]
+
+
+def repeat_images(folder, dataset, count):
+    """Write `dataset` to `folder` in MNIST's format, its training images repeated to `count`."""
+    folder.mkdir()
+    for names, split, n in ((FILES[:2], dataset.train, count), (FILES[2:], dataset.test, len(dataset.test.labels))):
+        for name, items in zip(names, (split.images.squeeze(1), split.labels.byte())):
+            shape = (n, *items.shape[1:])
+            with open(folder / name, "wb") as file:
+                file.write(bytes((0, 0, 8, len(shape))) + b"".join(size.to_bytes(4, "big") for size in shape))
+                for first in range(0, n, len(items)):
+                    file.write(items[: n - first].numpy())
+
+
+def measure(threads, processes, images, batch_size, widths, data_dir):
+    """(seconds of the epoch, peak memory in MB of the first process) of one run."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
+    argv = [*launcher, ROOT / "train.py", "--recipe", "one-epoch", "--target", "none", "--no-plots"]
+    argv += [
+        "--data-dir",
+        data_dir / str(images),
+        "--threads",
+        threads,
+        "--batch-size",
+        batch_size,
+        "--widths",
+        *widths,
+    ]
+    metrics, _ = run_process(argv)
+    return metrics["train_seconds"], metrics["peak_memory_mb"]
+
+
+@command
+def main(argv=None):
+    parser = Parser(prog="scaling.py", description=__doc__)
+    parser.add_argument("--rounds", type=whole_number(1, 100), default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
+    args = parser.parse_args(argv)
+    dataset, cases = load_mnist(args.data_dir), [{"case": case, "seconds": [], "peak_memory_mb": []} for case in CASES]
+    with tempfile.TemporaryDirectory() as folder:
+        for count in {{**BASE, **case}["images"] for case in CASES}:
+            repeat_images(Path(folder, str(count)), dataset, count)
+        for case in cases * args.rounds:
+            seconds, memory = measure(**{**BASE, **case["case"]}, data_dir=Path(folder))
+            case["seconds"].append(seconds)
+            case["peak_memory_mb"].append(memory)
+            print(f"{case['case']}: {seconds} s, {memory} MB", flush=True)
+    write_json(ROOT / "results" / "scaling.json", {"base": BASE, **describe_machine(), "cases": cases})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
