@@ -36,20 +36,11 @@ SAME = ("config", "dataset", "sha256", "device", "precision", "machine", "versio
 
 def new_result(name, dataset, threads):
     """The entry of the recipe `name` in the JSON, before its first run."""
-    if name in RECIPES:
-        settings, config = set_up(Settings(RECIPES[name], threads=threads)), RECIPES[name].values
-    else:
-        settings, config = set_up(Settings(threads=threads)), PUBLISHED[name].config
-    return {
-        "recipe": name,
-        "params": None,
-        "config": json.loads(json.dumps(config)),  # tuples are lists in JSON
-        "dataset": dataset.name,
-        "sha256": dataset.sha256,
-        **{name: getattr(settings, name) for name in ("device", "threads", "precision")},
-        **describe_machine(),
-        "runs": [],
-    }
+    settings, config = set_up(Settings(threads=threads)), {**RECIPES, **PUBLISHED}[name].values
+    config = json.loads(json.dumps(config))  # tuples are lists in JSON
+    result = {"recipe": name, "params": None, "config": config, "dataset": dataset.name, "sha256": dataset.sha256}
+    result |= {name: getattr(settings, name) for name in ("device", "threads", "precision")}
+    return {**result, **describe_machine(), "runs": []}
 
 
 def train_once(result, seed, data_dir=None, gpu=None):
@@ -77,18 +68,13 @@ def open_results(path, new, seeds, same=SAME):
         return new
     old, requested = read_results(path), {result["recipe"]: result for result in new}
     for result in old:
-        if result["recipe"] in requested:
-            expected = requested.pop(result["recipe"])
-        else:  # only in the file: of the same conditions as the others, but with its own settings
-            expected = {**new[0], "config": result["config"]}
+        only_there = {**new[0], "config": result["config"]}  # of the same conditions, but with its own settings
+        expected = requested.pop(result["recipe"], only_there)
         for name in same:
             if result.get(name) != expected[name]:
-                raise FileError(
-                    f"{path} was written with a different {name}: found {result.get(name)}, expected {expected[name]}; "
-                    "restore that or use another file"
-                )
-    found = {run["seed"] for result in old for run in result["runs"]} - set(seeds)
-    if found:
+                what = f"a different {name}: found {result.get(name)}, expected {expected[name]}"
+                raise FileError(f"{path} was written with {what}; restore that or use another file")
+    if found := {run["seed"] for result in old for run in result["runs"]} - set(seeds):
         expected = f"{seeds[0]} to {seeds[-1]}"
         raise FileError(f"{path} holds other seeds: found {sorted(found)}, expected {expected}; use another file")
     return [*old, *requested.values()]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
-from experiment.errors import FileError
+from experiment.errors import FileError, reason
 from model import SIDE
 
 PIXELS = 400  # side to which a larger picture is reduced
@@ -59,12 +59,12 @@ def open_image(image, name=None):
             image.thumbnail((PIXELS, PIXELS), Image.Resampling.BILINEAR)
             return image
     except Exception as error:  # Pillow has a dozen types for what is wrong
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        why = reason(error)
         if isinstance(error, UnidentifiedImageError):
-            reason = "Pillow knows no such format" if content else "the file is empty"
+            why = "Pillow knows no such format" if content else "the file is empty"
             if content[4:8] == b"ftyp":
-                reason = "for HEIC: pip install pillow-heif"
-        raise ImageError(f"{name} cannot be read ({reason}); expected a picture, such as PNG, JPEG or WebP") from error
+                why = "for HEIC: pip install pillow-heif"
+        raise ImageError(f"{name} cannot be read ({why}); expected a picture, such as PNG, JPEG or WebP") from error
 
 
 def decode(content):
@@ -78,10 +78,11 @@ def decode(content):
 
 
 def eight_bits(values):
-    """Numbers up to 1, 255 or 65535, whichever is the first that none exceeds, as uint8 up to 255."""
-    white = next((white for white in (1, 255, 65535) if values.max() <= white and values.min() >= 0), None)
-    if white is None:
+    """Numbers as uint8 up to 255: unsigned integers by their type, others up to 1, 255 or 65535, as they fit."""
+    fits = [white for white in (1, 255, 65535) if values.max() <= white and values.min() >= 0]
+    if not fits:
         raise ValueError(f"found values from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
+    white = np.iinfo(values.dtype).max if values.dtype in (np.uint8, np.uint16) else fits[0]
     return np.uint8(values * (255 / white) + 0.5)
 
 

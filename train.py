@@ -34,10 +34,9 @@ from model import Net
 def train(settings, run=None, on_epoch=None):
     """Train according to `settings` until the target is met or the last epoch ends; returns the History.
 
-    Every epoch is evaluated on the held-out images, or on the test set if none are held out. The best epoch becomes
-    best.pt; the run stops once an epoch reaches `settings.target`. `run` is the RunFolder to write to, by default a new
-    one under runs/; one made with `resume` continues its run. `on_epoch(history)` is called after every epoch. From a
-    notebook: `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
+    Every epoch is evaluated on the held-out images, or on the test set if none are held out. `run` is the RunFolder to
+    write to, by default a new one under runs/; one made with `resume` continues its run. `on_epoch(history)` is called
+    after every epoch. From a notebook: `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
     """
     run, settings = run or RunFolder(), set_up(settings)
     recipe, device, logits = settings.recipe, settings.device, None
@@ -61,12 +60,11 @@ def train(settings, run=None, on_epoch=None):
             run.add_epoch(meter.score, evaluation, meter.lr, meter.curve, seconds)
             if on_epoch:
                 on_epoch(history)
-        if dataset.holdout:
+        if dataset.holdout:  # test once, with the weights selected on the held-out images
             net.load_state_dict(run.best_weights())
-        if dataset.holdout or logits is None:
+        if dataset.holdout or logits is None:  # None: resumed after its last epoch
             logits = predict(model, dataset.test.images, settings.precision)
-        if dataset.holdout:
-            history.test = score(logits, dataset.test.labels)
+        history.test = score(logits, dataset.test.labels) if dataset.holdout else None
         run.end(logits)
     return history
 
@@ -75,10 +73,9 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
     """Train `model` on the batches that `loader` selects for `epoch`, counted from 1; returns the epoch's Meter."""
     recipe = settings.recipe
     augment, augmented_steps = RandomAffine(**recipe.augmentation), recipe.augment_until * loader.steps(recipe.epochs)
-    meter = Meter(loader.steps(epoch - 1))
+    meter, count = Meter(loader.steps(epoch - 1)), loader.steps(epoch) - loader.steps(epoch - 1)
     model.train()
-    batches, count = loader.batches(epoch), loader.steps(epoch) - loader.steps(epoch - 1)
-    for index, images, labels in progress(batches, count, f"Epoch {epoch}/{recipe.epochs}", meter):
+    for index, images, labels in progress(loader.batches(epoch), count, f"Epoch {epoch}/{recipe.epochs}", meter):
         if meter.step < augmented_steps:
             images = augment(images)
         logits = forward(model, images, settings.precision)
@@ -99,11 +96,7 @@ def forward(model, images, precision):
 
 
 def cross_entropy(logits, labels, label_smoothing):
-    """Two losses (N,) of `logits` (N, 10) for `labels` (N,): plain cross-entropy, and that with label smoothing.
-
-    The second is F.cross_entropy(..., label_smoothing) (arXiv:1512.00567); the first, which compares with that of other
-    runs, comes without a second pass.
-    """
+    """Cross-entropy (N,) of `logits` (N, 10) for `labels` (N,), plain and with label smoothing (arXiv:1512.00567)."""
     log_probabilities = logits.log_softmax(1)
     losses = F.nll_loss(log_probabilities, labels, reduction="none")
     uniform = -log_probabilities.sum(1) * (label_smoothing / logits.shape[1])
@@ -133,15 +126,10 @@ def make_optimizer(model, recipe):
 
 def make_scheduler(optimizer, recipe, steps):
     """One cycle over all steps of the run: up from lr / 25 to lr, then down to almost zero (arXiv:1708.07120)."""
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=recipe.lr,
-        total_steps=steps,
-        # OneCycleLR divides by zero if the warm-up is a single step.
-        pct_start=recipe.warmup if recipe.warmup * steps > 1 else 0.0,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-    )
+    is_short = recipe.warmup * steps <= 1  # a warm-up of one step divides by zero, and a single step would be the last
+    warmup, total_steps = (0.0, steps + 1) if is_short else (recipe.warmup, steps)
+    options = {"pct_start": warmup, "anneal_strategy": "linear", "cycle_momentum": False}
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps, **options)
 
 
 def evaluate_checkpoint(path, given):

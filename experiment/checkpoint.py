@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from experiment.errors import CheckpointError
+from experiment.errors import CheckpointError, reason
 from experiment.files import replace_file
 from experiment.history import History
 from experiment.settings import Recipe, Settings
@@ -41,8 +41,7 @@ class Checkpoint:
         device, random = next(net.parameters()).device.type, {"cpu": torch.get_rng_state()}
         if device != "cpu":
             random[device] = torch.get_device_module(device).get_rng_state()
-        states = {"model": net, "optimizer": optimizer, "scheduler": scheduler}
-        states = {name: part.state_dict() for name, part in states.items()}
+        states = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
         return cls(random=random, hardness=loader.hardness, **states, **run)
 
     def restore(self, net, optimizer, scheduler, loader):
@@ -83,9 +82,8 @@ class Checkpoint:
             if found == FORMAT:
                 return cls.from_dict(content)
         except Exception as error:  # zipfile, torch and the constructors have a dozen types for what is wrong
-            reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{path} cannot be loaded ({reason}); expected an intact last.pt or best.pt"
+                f"{path} cannot be loaded ({reason(error)}); expected an intact checkpoint"
             ) from error
         raise CheckpointError(f"{path}: found format {found}, expected {FORMAT}; use the version that wrote it")
 
@@ -119,8 +117,6 @@ def load_net(file):
         net = Net(**about["network"])
         net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
     except Exception as error:  # JSON, torch and Net have a dozen types for what is wrong
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{file} cannot be loaded ({reason}); expected weights/NAME.pth beside its NAME.json, or a run's best.pt"
-        ) from error
+        expected = "expected weights/NAME.pth beside its NAME.json, or a run's best.pt"
+        raise CheckpointError(f"{file} cannot be loaded ({reason(error)}); {expected}") from error
     return net.eval()

@@ -7,7 +7,7 @@ import io
 import urllib.request
 import zlib
 
-from experiment.errors import DownloadError
+from experiment.errors import DownloadError, reason
 from experiment.files import replace_file, writing
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
@@ -27,8 +27,7 @@ def download(names, folder, sha256, mirrors=MIRRORS, timeout=30):
             if hashlib.sha256(b"".join(items)).hexdigest() != sha256:
                 raise OSError("the files have another checksum")
         except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
-            lines = str(error).strip().splitlines()  # the last one names the cause
-            reasons.append(f"{mirror}: {lines[-1] if lines else type(error).__name__}")
+            reasons.append(f"{mirror}: {reason(error)}")
             continue
         with writing(folder, "name a folder with MNIST by --data-dir"):
             folder.mkdir(parents=True, exist_ok=True)

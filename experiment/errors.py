@@ -1,6 +1,11 @@
 """The errors that end a command with one line on stderr; each message says what is wrong and what to do."""
 
 
+def reason(error):
+    """What is wrong by any exception, on one line."""
+    return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ExperimentError(Exception):
     """Base class of the errors that end a command."""
 

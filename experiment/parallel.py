@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from data import TrainLoader
-from experiment.errors import DivergedError, ExperimentError, SettingError
+from experiment.errors import DivergedError, ExperimentError, SettingError, reason
 from experiment.history import History, Score
 from experiment.run_folder import RunFolder
 
@@ -28,8 +28,7 @@ def group():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=5))
     except (KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"found no other processes ({reason}); use torchrun, or unset WORLD_SIZE") from error
+        raise SettingError(f"no other processes ({reason(error)}); use torchrun, or unset WORLD_SIZE") from error
     out, err = (None, None) if local_rank else (sys.stdout, sys.stderr)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), lost_process():
@@ -48,11 +47,10 @@ def lost_process():
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        if not (isinstance(error, dist.DistError) or "gloo" in reason or "NCCL" in reason):
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)):
             raise
         what = f"process {dist.get_rank()} lost the others, or waited 5 minutes for them: look at their errors"
-        raise ExperimentError(f"{what} ({reason})") from error
+        raise ExperimentError(f"{what} ({reason(error)})") from error
 
 
 def gathered(value):

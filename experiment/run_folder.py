@@ -241,6 +241,7 @@ def create_folder(out, seed):
             return folder, lock(folder)
         except FileError:  # a refused start leaves nothing behind
             log.unlink()
+            (folder / ".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty: the user's own
                 folder.rmdir()
             raise

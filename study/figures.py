@@ -1,13 +1,12 @@
 """The pictures of the READMEs, drawn from benchmarks. matplotlib is imported late, because that takes a second."""
 
-import itertools
 import math
 
 from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
 from experiment.plots import BLUE, VERMILLION, draw_answers, mistakes, png
 from study.published import PUBLISHED
-from study.results import TARGET, summarise
+from study.results import summarise
 from train import predict
 
 OURS, OTHERS = BLUE, VERMILLION
@@ -36,25 +35,6 @@ def draw_seconds_to_target(axes, results):
     axes.set_title("training seconds to a mean of 99.4% over n runs; hatched: not reached")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def accuracy_over_seconds(results):
-    """PNG bytes: mean accuracy after each epoch over training seconds; the results should be of one session."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes, rows = figure.subplots(), list(summaries(results))
-    for (name, s, colour), marker in zip(rows, itertools.cycle("o^sDvP*X<>")):
-        style = {"color": colour, "linestyle": "-" if colour == OURS else ":", "marker": marker, "markersize": 4}
-        axes.plot(s["seconds"], s["by_epoch"], label=f"{name} (n = {s['n']})", **style)
-    axes.axhline(TARGET, color="grey", linestyle="--", linewidth=1)
-    longest = max(s["seconds"][-1] for _, s, _ in rows)
-    axes.set(xscale="log", xlim=(1, 1.3 * longest), ylim=(98.8, 99.75))
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.set(xlabel="training seconds", ylabel="mean test accuracy (%)")
-    axes.set(xticks=[1, 10, 100, 1000], xticklabels=["1", "10", "100", "1000"])
-    axes.grid(alpha=0.3)
-    return png(figure)
 
 
 def overview(results, weights):

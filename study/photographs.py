@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
-import PIL
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -22,7 +21,6 @@ import predict
 from experiment.checkpoint import load_net
 from experiment.cli import command
 from experiment.datasets import load_mnist
-from photo import ImageError
 from study.results import describe_machine
 
 PHOTOGRAPH = {  # pairs are the limits of a uniform distribution
@@ -68,10 +66,11 @@ KINDS = {
     "JPEG 15": {"quality": 15},
     "pencil in shadow": {"contrast": (0.25, 0.4), "shadow": True},
 }
-FONTS = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"]
-FONTS += ["DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique"]
-FONTS += ["DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"]
-FONTS += ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"]
+STYLES = ("", "-Bold", "-Oblique", "-BoldOblique"), ("", "-Bold", "-Italic", "-BoldItalic")
+FONTS = [f"DejaVu{family}{style}" for family in ("Sans", "SansMono") for style in STYLES[0]]
+FONTS += [f"DejaVuSerif{style}" for style in STYLES[1]] + [
+    f"STIXGeneral{end}" for end in ("", "Bol", "Italic", "BolIta")
+]
 FONTS += ["cmr10", "cmb10", "cmss10", "cmtt10", "Pillow's"]
 
 
@@ -183,46 +182,47 @@ def answers(pictures, net):
         try:
             row = predict.predict([picture], net)[0]
             yield int(row.argmax()), float(row.max())
-        except ImageError:
+        except photo.ImageError:
             yield None, 0.0
 
 
 def percent(hits):
     hits = list(hits)
-    return f"{100 * sum(hits) / max(len(hits), 1):6.2f}"
+    return f"{100 * sum(hits) / max(len(hits), 1):12.2f}"
+
+
+def answered(pictures, net):
+    return percent(digit is not None for digit, _ in answers(pictures, net))
 
 
 def choose(split, net, count=24, seed=0):
     """Print what each threshold does, the others as they are."""
     digits, blank, pairs = sample(split, count, seed)
-    pictures = [picture for group, _ in digits.values() for picture in group]
-    labels = [label for _, group in digits.values() for label in group]
-    numbers = f"{len(labels)} pictures of training images, {len(blank)} blank sheets, {len(pairs)} pairs"
-    print(f"\nThresholds (*: chosen), on {numbers} (%)")
-    print("                 digits right  refused   blank answered   pairs answered")
+    pictures, labels = (sum((list(group[i]) for group in digits.values()), []) for i in (0, 1))
+    print(f"\nThresholds (*: chosen), on {len(labels)} digits, {len(blank)} blank sheets, {len(pairs)} pairs (%)")
+    print("                       right     refused   blank ans.   pairs ans.")
     for name, candidates in CANDIDATES.items():
         chosen = getattr(photo, name)
         for value in candidates:
             setattr(photo, name, value)
             found = list(answers(pictures, net))
-            line = [percent(digit == label for (digit, _), label in zip(found, labels))]
-            line += [percent(digit is None for digit, _ in found)]
-            line += [percent(digit is not None for digit, _ in answers(group, net)) for group in (blank, pairs)]
-            mark = "*" if value == chosen else " "
-            print("{:10}{:6}{}{:>11}{:>9}{:>17}{:>17}".format(name, value, mark, *line))
+            columns = [percent(digit == label for (digit, _), label in zip(found, labels))]
+            columns += [percent(digit is None for digit, _ in found), answered(blank, net), answered(pairs, net)]
+            print(f"{name:10}{value:6}{'*' if value == chosen else ' '}", *columns, flush=True)
         setattr(photo, name, chosen)
 
 
 def choose_unsure(split, net, count=120, seed=3):
     """Print what the threshold UNSURE does."""
-    groups = sample(split, count, seed)[0].values()
-    found = [(digit == label, p) for group, labels in groups for (digit, p), label in zip(answers(group, net), labels)]
-    right, wrong = ([p for is_right, p in found if is_right == kind and p > 0] for kind in (True, False))
-    print(f"\nUNSURE, on {len(right)} right and {len(wrong)} wrong answers for pictures of training images (%)")
-    print("       right answers below it   wrong answers below it")
+    right, wrong = [], []
+    for pictures, labels in sample(split, count, seed)[0].values():
+        for (digit, probability), label in zip(answers(pictures, net), labels):
+            if digit is not None:
+                (right if digit == label else wrong).append(probability)
+    print(f"\nUNSURE, on {len(right)} right and {len(wrong)} wrong answers (%): how many are below it")
     for value in (0.4, 0.5, 0.6, 0.7, 0.8):
-        shares = [percent(p < value for p in group) for group in (right, wrong)]
-        print("{:6}{}{:>17}{:>25}".format(value, "*" if value == predict.UNSURE else " ", *shares))
+        mark = "*" if value == predict.UNSURE else " "
+        print(f"{value:6}{mark}", *(percent(p < value for p in group) for group in (right, wrong)))
 
 
 def count_answers(split, net, count=200, seed=1):
@@ -230,32 +230,28 @@ def count_answers(split, net, count=200, seed=1):
     digits, blank, pairs = sample(split, count, seed)
     digits["all of these"] = tuple(sum(parts, []) for parts in zip(*digits.values()))
     as_they_are = [reopened(Image.fromarray(image.numpy()), "PNG") for image in split.images[:1000, 0]]
-    digits["MNIST as it is"] = as_they_are, split.labels[:1000]
+    digits["MNIST as it is"] = as_they_are, split.labels[:1000].tolist()
     for size in (20, 40, 80, 160):
         texts = [(text, name) for name in FONTS for text in "0123456789"]
         digits[f"{len(FONTS)} fonts, {size} px"] = [printed(*item, size) for item in texts], [int(t) for t, _ in texts]
-    print("\nPictures of test images (%)\n                          n    right  unsure  refused")
+    print("\nPictures of test images (%)\n                          n        right       unsure      refused")
     for kind, (pictures, labels) in digits.items():
         found = list(answers(pictures, net))
-        right = percent(digit == int(label) for (digit, _), label in zip(found, labels))
-        unsure = percent(digit is not None and p < predict.UNSURE for digit, p in found)
-        print(f"{kind:20}{len(found):7}   {right}  {unsure}   {percent(digit is None for digit, _ in found)}")
+        columns = [percent(digit == label for (digit, _), label in zip(found, labels))]
+        columns += [percent(digit is not None and p < predict.UNSURE for digit, p in found)]
+        print(f"{kind:20}{len(found):7}", *columns, percent(digit is None for digit, _ in found), flush=True)
     letters = [printed(chr(code), name) for name in FONTS for code in range(ord("A"), ord("Z") + 1)]
-    print("\nNo digit (%)\n                          n   answered, of these sure")
+    print("\nNo digit (%)\n                          n     answered  sure of all")
     for kind, pictures in {"blank sheets": blank, "two digits": pairs, "capital letters": letters}.items():
-        found = [p for digit, p in answers(pictures, net) if digit is not None]
-        share = 100 * len(found) / len(pictures)
-        print(f"{kind:20}{len(pictures):7}   {share:6.2f}   {percent(p >= predict.UNSURE for p in found)}")
+        found = list(answers(pictures, net))
+        sure = percent(p >= predict.UNSURE for _, p in found)
+        print(f"{kind:20}{len(found):7}", percent(digit is not None for digit, _ in found), sure)
 
 
 @command
 def main(argv=None):
-    dataset, net = load_mnist(), load_net(predict.DEFAULT)
-    about = describe_machine()
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    print(
-        f"# python -m study.photographs\n# {about['machine']}, {versions}, pillow {PIL.__version__}, weights/best.pth"
-    )
+    dataset, net, about = load_mnist(), load_net(predict.DEFAULT), describe_machine()
+    print(f"# python -m study.photographs\n# {about['machine']}, {about['versions']}, weights/best.pth")
     choose(dataset.train, net)
     choose_unsure(dataset.train, net)
     count_answers(dataset.test, net)

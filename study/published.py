@@ -104,7 +104,7 @@ class Published:
         return OneCycleLR(optimizer, total_steps=steps, **self.one_cycle)
 
     @property
-    def config(self):
+    def values(self):
         """The settings as they go into JSON."""
         return {name: value for name, value in vars(self).items() if not callable(value)}
 

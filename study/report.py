@@ -33,59 +33,53 @@ DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", 
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
-def linked(recipe):
-    """The name of `recipe`, for the main README a link to its trained weights if there are any."""
-    file = WEIGHTS / f"{recipe}.pth"
-    return f"[{recipe}]({file.relative_to(ROOT).as_posix()})" if file.exists() else recipe
-
-
-def accuracy(result, summary):
-    std = "" if summary["std"] is None else f" ± {summary['std']:.3f}"
-    return f"{summary['mean']:.3f}{std}% ({summary['n']})"
-
-
-def interval(result, summary):
-    return "{:.3f} to {:.3f}".format(*summary["ci95"]) if summary["ci95"] else "–"
-
-
-def session_seconds(result, summary):
-    """Training seconds in the SESSION of the recipe of `result`, and in brackets settings that have changed since."""
-    for there in read_results(SESSION):
-        if there["recipe"] == result["recipe"] and there["runs"]:
-            changed = [
-                f"{name} {value}" for name, value in there["config"].items() if value != result["config"].get(name)
-            ]
-            seconds = f"{summarise(there['runs'])['seconds'][-1]:.1f}"
-            return f"{seconds} ({', '.join(changed)})" if changed else seconds
-    return "–"
-
-
-def seconds_to_target(result, summary):
-    """Training seconds until the mean over the runs is at least 99.4%, and the epoch."""
-    if not summary["first_epoch"]:
-        return "never"
-    return f"{summary['seconds_to_target']:.1f} (epoch {summary['first_epoch']})"
-
-
-COLUMNS = {  # title: text of a cell, by a result and its summary
-    "recipe": lambda result, summary: result["recipe"],
-    "recipe, weights": lambda result, summary: linked(result["recipe"]),
-    "parameters": lambda result, summary: f"{result['params']:,}",
-    "epochs": lambda result, summary: summary["epochs"],
-    "passes": lambda result, summary: f"{summary['passes']:.3g}",
-    "mean ± std (n)": accuracy,
-    "95% CI of the mean": interval,
-    "min": lambda result, summary: f"{summary['min']:.2f}",
-    "runs ≥ 99.4%": lambda result, summary: f"{summary['reached']} of {summary['n']}",
-    "training s": session_seconds,
-    "training s to a mean of 99.4%": seconds_to_target,
-    "training s, all epochs": lambda result, summary: f"{summary['seconds'][-1]:.1f}",
-    "whole process, s": lambda result, summary: f"{summary['total_seconds']:.1f}",
-    "peak MB": lambda result, summary: summary["peak_memory_mb"] or "–",
+COLUMNS = {  # title: format of a cell, with the values of `cells`
+    "recipe": "{recipe}",
+    "recipe, weights": "{linked}",
+    "parameters": "{params:,}",
+    "epochs": "{epochs}",
+    "passes": "{passes:.3g}",
+    "mean ± std (n)": "{mean:.3f}{deviation}% ({n})",
+    "95% CI of the mean": "{interval}",
+    "min": "{min:.2f}",
+    "runs ≥ 99.4%": "{reached} of {n}",
+    "training s": "{session_seconds}",
+    "training s to a mean of 99.4%": "{to_target}",
+    "training s, all epochs": "{all_seconds:.1f}",
+    "whole process, s": "{total_seconds:.1f}",
+    "peak MB": "{memory}",
 }
 SUMMARY = ("recipe, weights", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "training s")
 ACCURACY = ("recipe", "parameters", "epochs", "passes", "mean ± std (n)", "95% CI of the mean", "min", "runs ≥ 99.4%")
 TIMES = ("training s to a mean of 99.4%", "training s, all epochs", "whole process, s", "peak MB")
+
+
+def cells(result):
+    """What the columns show of a result that has runs."""
+    summary, file = summarise(result["runs"]), WEIGHTS / f"{result['recipe']}.pth"
+    reached = f"{summary['seconds_to_target']:.1f} (epoch {summary['first_epoch']})"
+    return {
+        **result,
+        **summary,
+        "linked": f"[{result['recipe']}](weights/{file.name})" if file.exists() else result["recipe"],
+        "deviation": "" if summary["std"] is None else f" ± {summary['std']:.3f}",
+        "interval": "{:.3f} to {:.3f}".format(*summary["ci95"]) if summary["ci95"] else "–",
+        "session_seconds": session_seconds(result),
+        "to_target": reached if summary["first_epoch"] else "never",
+        "all_seconds": summary["seconds"][-1],
+        "memory": summary["peak_memory_mb"] or "–",
+    }
+
+
+def session_seconds(result):
+    """Training seconds in the SESSION of the recipe of `result`, and in brackets settings that have changed since."""
+    for there in read_results(SESSION):
+        if there["recipe"] == result["recipe"] and there["runs"]:
+            config = there["config"].items()
+            changed = [f"{name} {value}" for name, value in config if value != result["config"].get(name)]
+            seconds = f"{summarise(there['runs'])['seconds'][-1]:.1f}"
+            return f"{seconds} ({', '.join(changed)})" if changed else seconds
+    return "–"
 
 
 def markdown(columns, rows):
@@ -96,14 +90,14 @@ def markdown(columns, rows):
 
 def table(results, columns=ACCURACY + TIMES):
     """A Markdown table of those `results` that have runs."""
-    rows = [(result, summarise(result["runs"])) for result in results if result["runs"]]
-    return markdown(columns, ([COLUMNS[column](*row) for column in columns] for row in rows))
+    rows = [cells(result) for result in results if result["runs"]]
+    return markdown(columns, ([COLUMNS[column].format(**row) for column in columns] for row in rows))
 
 
 def read(path):
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise FileError(f"{path} cannot be read: {error}; restore it") from error
 
 
@@ -207,18 +201,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.check and args.files:
         parser.error("--check: found with FILE; drop one of them")
-    if args.check:
-        for document in DOCUMENTS:
-            if read(document) != filled(document):
-                raise FileError(f"{document}: a figure is out of date; run python -m study.report")
-    elif args.files:
-        print(table([result for file in args.files for result in read_results(file)]))
-    else:
-        for document in DOCUMENTS:
-            replace_file(document, filled(document).encode())
-        results = read_results(SESSION)
-        replace_file(RESULTS / "accuracy_over_seconds.png", figures.accuracy_over_seconds(results))
-        replace_file(RESULTS / "overview.png", figures.overview(results, WEIGHTS / "default.pth"))
+    if args.files:
+        print(tables(args.files, ACCURACY + TIMES))
+        return
+    for document in DOCUMENTS:
+        text = filled(document)
+        if not args.check:
+            replace_file(document, text.encode())
+        elif read(document) != text:
+            raise FileError(f"{document}: a figure is out of date; run python -m study.report")
+    if not args.check:
+        replace_file(RESULTS / "overview.png", figures.overview(read_results(SESSION), WEIGHTS / "default.pth"))
 
 
 if __name__ == "__main__":

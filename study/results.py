@@ -8,7 +8,7 @@ import statistics
 from importlib.metadata import version
 from pathlib import Path
 
-from experiment.errors import FileError
+from experiment.errors import FileError, reason
 
 TARGET = 99.4
 KEYS = {"recipe", "params", "config", "machine", "versions", "runs"}
@@ -85,8 +85,7 @@ def read_results(path):
             if result["runs"]:
                 summarise(result["runs"])
     except Exception as error:  # whatever is in it
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise FileError(f"{path} is not a benchmark's JSON ({reason}); name another file or remove it") from error
+        raise FileError(f"{path} is not a benchmark's JSON ({reason(error)}); name another or remove it") from error
     return results
 
 

@@ -3,8 +3,8 @@
     python -m study.tune default --set "" --set "--epochs 8" --set "--lr 0.8 --momentum 0.85" --out tune.jsonl
 
 A run is `python train.py --recipe NAME SETTING --holdout 10000 --target none --threads 1 --no-plots --seed S`; the seed
-draws the split too. The same command continues an interrupted comparison. Runs of an earlier version of this script
-are in results/archive/: tuning.jsonl and selection.jsonl.
+draws the split too. The same command continues an interrupted comparison. The 2,064 runs in results/archive/
+(tuning.jsonl, selection.jsonl) were made before this script, by others that were not kept.
 """
 
 import json

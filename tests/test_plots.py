@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -10,75 +11,82 @@ from conftest import RUN, SMALL, read_metrics, run
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data import Dataset, Split
+from data import Dataset, RandomAffine, Split
 from experiment import plots
-from experiment.run_folder import FILES
+from experiment.run_folder import FILES, PICTURES
+from experiment.settings import RECIPES
 
-DRAWN = [*plots.PICTURES]
+ABOUT = {"recipe": "fast", "dataset": "random", "params": 1234, "seed": 5, "holdout": None}
 
 
-def drawn(draw, *values):
+def drawn(draw, metrics, dataset=None, logits=None):
     """The Figure that `draw` drew, and its title."""
     figure = Figure(layout="constrained")
-    draw(figure, *values)
+    draw(figure, metrics, dataset, logits)
     return figure, figure.get_suptitle()
 
 
-def example(mistakes, images=100):
+def example(wrong_count, images=100):
     """(metrics, dataset, logits) of a run that got so many of its random test images wrong."""
-    generator = torch.Generator().manual_seed(mistakes)
+    generator = torch.Generator().manual_seed(wrong_count)
     logits, split = 3 * torch.randn(images, 10, generator=generator), torch.zeros(images, 1, 28, 28, dtype=torch.uint8)
     split[:, 0, 0, 0] = torch.arange(images)  # so that the images can be told apart
     labels = logits.argmax(1)
-    wrong = torch.randperm(images, generator=generator)[:mistakes]
-    labels[wrong] = (labels[wrong] + torch.randint(1, 10, (mistakes,), generator=generator)) % 10
-    metrics = {"recipe": "fast", "dataset": "random", "params": 1234, "seed": 5, "holdout": None, "epochs": [{}] * 3}
-    return metrics, Dataset("random", "", None, Split(split, labels)), logits
+    wrong = torch.randperm(images, generator=generator)[:wrong_count]
+    labels[wrong] = (labels[wrong] + torch.randint(1, 10, (wrong_count,), generator=generator)) % 10
+    return {**ABOUT, "epochs": [{}] * 3}, Dataset("random", "", None, Split(split, labels)), logits
 
 
-def slow_mistakes(dataset, logits):
-    """(probability, index, label, prediction) of every image that is wrong, the most confident first."""
+def slow_answers(dataset, logits):
+    """(probability, index, label, prediction) of every image, the most confident first."""
     found = []
     for index, (row, label) in enumerate(zip(logits.tolist(), dataset.test.labels.tolist())):
-        prediction = row.index(max(row))
-        if prediction != label:
-            found.append((math.exp(max(row)) / sum(map(math.exp, row)), index, label, prediction))
+        found.append((math.exp(max(row)) / sum(map(math.exp, row)), index, label, row.index(max(row))))
     return sorted(found, reverse=True)
 
 
-@pytest.mark.parametrize("mistakes", [0, 1, 11, 64, 65, 90])
-def test_the_mistakes_are_those_of_a_slow_loop_the_most_confident_first(mistakes):
-    metrics, dataset, logits = example(mistakes)
+@pytest.mark.parametrize("wrong", [0, 11, 64, 65])
+def test_the_mistakes_are_those_of_a_slow_loop_the_most_confident_first(wrong):
+    metrics, dataset, logits = example(wrong)
     figure, title = drawn(plots.draw_mistakes, metrics, dataset, logits)
-    [axes], expected = figure.axes, slow_mistakes(dataset, logits)[:64]
-    assert title.startswith(f"{mistakes} of 100 test images wrong after epoch 3")
-    assert ("64 of the highest probability" in title) == (mistakes > 64)
+    [axes], expected = figure.axes, [answer for answer in slow_answers(dataset, logits) if answer[2] != answer[3]][:64]
+    assert title.startswith(f"{wrong} of 100 test images wrong after epoch 3")
+    assert ("64 of the highest probability" in title) == (wrong > 64)
     assert [text.get_text() for text in axes.texts] == [f"{a} → {b}  {p:.2f}" for p, _, a, b in expected]
-    assert [round(255 * float(image.get_array()[0, 0])) for image in axes.images] == [
-        index for _, index, *_ in expected
-    ]
+    shown = [round(255 * float(image.get_array()[0, 0])) for image in axes.images]
+    assert shown == [index for _, index, *_ in expected]
     places = [(image.get_extent()[3], image.get_extent()[0]) for image in axes.images]
     assert places == sorted(places) and len(set(places)) == len(places)  # row by row
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     assert all(left <= x <= right - 0.9 and top <= y <= bottom - 1.2 for y, x in places)
 
 
-@pytest.mark.parametrize("mistakes", [0, 1, 90])
-def test_the_confusions_are_those_of_a_slow_loop_and_a_single_one_is_seen(mistakes):
-    metrics, dataset, logits = example(mistakes)
+@pytest.mark.parametrize("wrong", [0, 1, 90])
+def test_the_confusions_are_those_of_a_slow_loop_and_a_single_one_is_seen(wrong):
+    metrics, dataset, logits = example(wrong)
     figure, title = drawn(plots.draw_confusion, metrics, dataset, logits)
-    [axes], counts = figure.axes, Counter((a, b) for _, _, a, b in slow_mistakes(dataset, logits))
+    [axes], counts = figure.axes, Counter((a, b) for _, _, a, b in slow_answers(dataset, logits))
+    assert title.startswith(f"{wrong} of 100 test images wrong")
+    texts = {text.get_position()[::-1]: text.get_text() for text in axes.texts if text.get_text() != "0"}
+    assert texts == {place: str(count) for place, count in counts.items()}  # place: (true, predicted)
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted") and axes.yaxis_inverted()
     [image] = axes.images
-    assert title.startswith(f"{mistakes} of 100 test images wrong")
-    counts.update((label, label) for label in dataset.test.labels[dataset.test.labels == logits.argmax(1)].tolist())
-    texts = {text.get_position()[::-1]: text.get_text() for text in axes.texts}  # by (true, predicted)
+    colours = image.to_rgba(image.get_array())
+    assert not (colours.diagonal(0, 0, 1).T - colours[0, 0]).any()  # however many are right
+    empty = image.to_rgba(0)
     for true, predicted in product(range(10), range(10)):
-        count = counts[true, predicted]
-        assert texts[true, predicted] == (str(count) if count or true == predicted else "")
-        assert bool(image.get_array().mask[true, predicted]) == (true == predicted)
-        if true != predicted and count:
-            colour, of_none = image.cmap(image.norm(count)), image.cmap(image.norm(0))
-            assert max(abs(a - b) for a, b in zip(colour, of_none)) > 0.1
+        if true != predicted:
+            assert (abs(colours[true, predicted] - empty).max() > 0.1) == (counts[true, predicted] > 0)
+
+
+def curves(accuracies, steps, target=99.4):
+    """Metrics of a run with these test accuracies, and these steps at the points of its epochs' curves."""
+    epochs = [
+        {"epoch": number, "train_loss": 1.0, "test_loss": 0.5, "train_accuracy": accuracies[0], "test_accuracy": value}
+        | {"curve": [{"step": step, "lr": 0.1, "loss": 1.0} for step in of_epoch]}
+        for number, (value, of_epoch) in enumerate(zip(accuracies, steps), 1)
+    ]
+    return {**ABOUT, "epochs": epochs, "final_test_accuracy": accuracies[-1], "target": target}
 
 
 def test_the_curves_are_the_points_of_metrics_json(whole_run):
@@ -86,110 +94,81 @@ def test_the_curves_are_the_points_of_metrics_json(whole_run):
     epochs, (figure, title) = metrics["epochs"], drawn(plots.draw_curves, metrics)
     loss, accuracy, rate = figure.axes
     points = [point for epoch in epochs for point in epoch["curve"]]
-    training, test = loss.lines
-    assert list(training.get_ydata()) == [point["loss"] for point in points]
+    assert list(loss.lines[0].get_ydata()) == [point["loss"] for point in points]
+    assert list(loss.lines[1].get_ydata()) == [epoch["test_loss"] for epoch in epochs]
     assert list(rate.lines[0].get_ydata()) == [point["lr"] for point in points]
-    assert list(test.get_ydata()) == [epoch["test_loss"] for epoch in epochs]
-    positions = list(training.get_xdata())
-    assert positions == sorted(set(positions)) == list(rate.lines[0].get_xdata()) and positions[0] > 0
-    assert {epoch["epoch"] for epoch in epochs} <= set(positions)  # each epoch ends with a point
     assert title.startswith(f"{metrics['final_test_accuracy']:.2f}% of the test images right after epoch 8\ndefault on")
     for line, name in zip(accuracy.lines, ("train", "test")):
-        values = list(line.get_ydata())
-        assert values == [epoch[f"{name}_accuracy"] for epoch in epochs]
-        assert all(accuracy.get_ylim()[0] <= value <= accuracy.get_ylim()[1] for value in values)
+        expected = [100 - epoch[f"{name}_accuracy"] for epoch in epochs]
+        assert list(line.get_xdata()) == list(range(1, 9)) and list(line.get_ydata()) == pytest.approx(expected)
 
 
 def test_points_lie_at_their_share_of_the_steps_of_their_epoch():
-    steps = [[25, 50, 60], [85, 90]]
-    epochs = [
-        {"epoch": number, "curve": [{"step": step, "lr": 0.1, "loss": 1.0} for step in of_epoch]}
-        for number, of_epoch in enumerate(steps, 1)
-    ]
-    positions = [position for position, _, _ in plots.curve_points(epochs)]
-    assert positions == pytest.approx([25 / 60, 50 / 60, 1, 1 + 25 / 30, 2])
+    figure, _ = drawn(plots.draw_curves, curves([98.0, 99.0], [[25, 50, 60], [85, 90]]))
+    for axes in (figure.axes[0], figure.axes[2]):
+        assert list(axes.lines[0].get_xdata()) == pytest.approx([25 / 60, 50 / 60, 1, 1 + 25 / 30, 2])
 
 
 @pytest.mark.parametrize("accuracies", [[100.0], [10.0, 100.0], [99.4, 99.43], [0.0]])
-def test_every_accuracy_and_the_target_are_in_the_picture(accuracies):
-    metrics, *_ = example(0)
-    curve = [{"step": 1, "lr": 0.1, "loss": 1.0}]
-    values = {"images": 9, "train_loss": 1.0, "test_loss": 1.0, "curve": curve}
-    epochs = [{**values, "epoch": 1, "train_accuracy": x, "test_accuracy": x} for x in accuracies[:1]]
-    epochs += [
-        {**epochs[0], "epoch": 2, "test_accuracy": x, "curve": [{"step": 2, "lr": 0.1, "loss": 1.0}]}
-        for x in accuracies[1:]
-    ]
-    rest = {"final_test_accuracy": accuracies[-1], "target": 99.4, "config": {"label_smoothing": 0.1}}
-    figure, _ = drawn(plots.draw_curves, {**metrics, "epochs": epochs, **rest})
-    bottom, top = figure.axes[1].get_ylim()
-    assert bottom < top and all(bottom <= value <= top for value in (*accuracies, 99.4))
+def test_every_accuracy_is_in_the_picture_by_its_name_and_a_higher_one_is_higher(accuracies):
+    figure, _ = drawn(plots.draw_curves, curves(accuracies, [[1], [2]]))
+    axes, values = figure.axes[1], [*accuracies, 99.4]
     figure.canvas.draw()
+    _, test, target = (list(line.get_ydata()) for line in axes.lines)
+    errors = [*test, target[0]]
+    name = axes.yaxis.get_major_formatter()
+    assert [float(name(error)) for error in errors] == pytest.approx(values)
+    assert [text.get_text() for text in axes.texts] == [f"{accuracies[-1]:.2f}%"]
+    bottom, top = axes.get_ylim()
+    assert top < min(errors) and max(errors) < bottom
+    heights = [axes.transData.transform((0, error))[1] for error in errors]
+    assert sorted(range(len(values)), key=values.__getitem__) == sorted(range(len(values)), key=heights.__getitem__)
 
 
-def test_without_label_smoothing_the_points_of_an_epoch_average_to_its_loss(tmp_path):
-    argv = [*RUN, "--batch-size", 16, "--epochs", 2, "--label-smoothing", 0]
-    assert run(*argv, "--out", tmp_path / "run") == 0
-    start = 0
-    for epoch in read_metrics(tmp_path / "run")["epochs"]:
-        seen = [0, *(min(16 * (point["step"] - start), epoch["images"]) for point in epoch["curve"])]
-        images = [now - before for before, now in zip(seen, seen[1:])]
-        mean = sum(count * point["loss"] for count, point in zip(images, epoch["curve"])) / epoch["images"]
-        assert mean == pytest.approx(epoch["train_loss"], rel=1e-5) and seen[-1] == epoch["images"]
-        assert epoch["curve"][-1]["lr"] == epoch["lr"]
-        start = epoch["curve"][-1]["step"]
-
-
-def test_the_augmented_images_are_cropped_and_drawing_them_changes_no_random_number():
-    metrics, dataset, _ = example(0)
-    dataset = dataset._replace(train=Split(torch.randint(256, (9, 1, 28, 28), dtype=torch.uint8), None))
-    config = {"rotation": 0, "translate": 0, "scale": 0, "shear": 0, "margin": 3, "augment_until": 0.6}
+def test_the_augmented_images_are_as_in_training_and_drawing_them_changes_no_random_number():
+    images = torch.randint(256, (9, 1, 28, 28), dtype=torch.uint8)
+    dataset = Dataset("random", "", Split(images, None), None)
+    recipe = replace(RECIPES["fast"], rotation=20.0, translate=0.1, scale=0.4, shear=7.0, margin=3, augment_until=0.3)
     state = torch.get_rng_state()
-    figure, title = drawn(plots.draw_augmented, {**metrics, "config": config}, dataset, None)
-    assert torch.equal(torch.get_rng_state(), state) and "the first 60% of the run" in title
-    [axes] = figure.axes
-    assert len(axes.images) == 16
-    for index, (original, augmented) in enumerate(zip(axes.images[::2], axes.images[1::2])):
-        image = dataset.train.images[index, 0] / 255
-        assert torch.equal(torch.tensor(original.get_array()), image)
-        torch.testing.assert_close(torch.tensor(augmented.get_array()), image[3:25, 3:25], atol=1e-5, rtol=0)
+    figure, title = drawn(plots.draw_augmented, {**ABOUT, "config": recipe.values}, dataset)
+    assert torch.equal(torch.get_rng_state(), state) and "the first 30% of the run" in title
+    torch.manual_seed(ABOUT["seed"])
+    expected = RandomAffine(rotation=20.0, translate=0.1, scale=0.4, shear=7.0, margin=3)(images[:8] / 255)
+    shown = [torch.tensor(image.get_array()) for image in figure.axes[0].images]
+    assert torch.equal(torch.stack(shown[::2]), images[:8, 0] / 255)
+    assert torch.equal(torch.stack(shown[1::2]), expected[:, 0])
 
 
 def test_a_run_draws_all_pictures_and_with_no_plots_none(whole_run, tmp_path):
-    for name in DRAWN:
+    for name in PICTURES:
         with Image.open(whole_run / name) as picture:
             assert picture.format == "PNG" and picture.width == 996
-    assert run(*RUN, "--out", tmp_path / "run") == 0  # with --no-plots
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", *FILES} - {*DRAWN}
+    assert run(*SMALL, "--dataset", "digits", "--epochs", 1, "--out", tmp_path / "run") == 0  # with --no-plots
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", *FILES} - {*PICTURES}
 
 
 def test_with_held_out_images_the_mistakes_are_those_of_the_weights_they_chose(tmp_path, monkeypatch):
     titles = {}
-    monkeypatch.setattr(
-        plots, "drawn", lambda draw, *values: titles.update({draw.__name__: drawn(draw, *values)[1]}) or b""
-    )
+    monkeypatch.setattr(plots, "drawn", lambda draw, *values: titles.update({draw: drawn(draw, *values)[1]}) or b"")
     assert run(*RUN, "--holdout", 200, "--out", tmp_path / "run", plots=True) == 0
     metrics = read_metrics(tmp_path / "run")
     accuracies = [epoch["holdout_accuracy"] for epoch in metrics["epochs"]]
     wrong = round(360 * (1 - metrics["test_accuracy"] / 100))
     chosen = f"with the weights of epoch {1 + accuracies.index(max(accuracies))}, the best on held-out images"
-    assert titles["draw_mistakes"].startswith(f"{wrong} of 360 test images wrong {chosen}")
-    assert titles["draw_curves"].startswith(f"{metrics['test_accuracy']:.2f}% of the test images right {chosen}")
+    assert titles[plots.draw_mistakes].startswith(f"{wrong} of 360 test images wrong {chosen}")
+    assert titles[plots.draw_confusion].startswith(f"{wrong} of 360 test images wrong {chosen}")
+    assert titles[plots.draw_curves].startswith(f"{metrics['test_accuracy']:.2f}% of the test images right {chosen}")
 
 
-@pytest.mark.parametrize("failing", [*DRAWN, "all"])
+@pytest.mark.parametrize("failing", [PICTURES[1:2], PICTURES])
 def test_a_matplotlib_that_raises_is_a_warning(tmp_path, monkeypatch, failing):
     def fail(figure, *values):
         raise RuntimeError("no fonts")
 
-    fails = DRAWN if failing == "all" else [failing]
-    for name in fails:
-        monkeypatch.setitem(plots.PICTURES, name, fail)
-    argv = [*SMALL, "--dataset", "digits", "--epochs", 1]
-    assert run(*argv, "--out", tmp_path / "run", plots=True) == 0
-    log = (tmp_path / "run" / "log.txt").read_text()
-    assert [line for line in log.splitlines() if "Warning" in line] == [
-        f"Warning: {name} could not be drawn (RuntimeError: no fonts)" for name in fails
-    ]
-    assert log.splitlines()[-1].startswith("Training time: ")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", *FILES} - {*fails}
+    draws = tuple(fail if name in failing else draw for name, draw in zip(PICTURES, plots.PICTURES))
+    monkeypatch.setattr(plots, "PICTURES", draws)
+    assert run(*SMALL, "--dataset", "digits", "--epochs", 1, "--out", tmp_path / "run", plots=True) == 0
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    expected = [f"Warning: {name} could not be drawn (RuntimeError: no fonts)" for name in failing]
+    assert [line for line in log if "Warning" in line] == expected and log[-1].startswith("Training time: ")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", *FILES} - {*failing}
