@@ -39,10 +39,10 @@ class Dataset(NamedTuple):
 class TrainLoader:
     """Shuffled batches of the images that an epoch trains on, selected by how hard they were (arXiv:1511.06343).
 
-    The first epoch takes a random fraction `first_share` of all images, each later one a fraction `later_share`:
-    RANDOM_SHARE of these at random, so that no image is forgotten, the others the hardest of the rest. The hardness of
-    an image is its loss when last trained on, divided by the mean loss of its batch; 0 before. The loop must `record`
-    the losses of every batch.
+    The first epoch takes a random fraction `first_share` of all images, each later one a fraction `later_share` of
+    all: RANDOM_SHARE of this selection at random, so that no image is forgotten, the others the hardest of those not
+    drawn. Shares of 1 select every image. The hardness of an image is its loss when last trained on, divided by the
+    mean loss of its batch; 0 before. The loop must `record` the losses that it trains on, of every batch.
     """
 
     RANDOM_SHARE = 0.3
@@ -120,7 +120,8 @@ def affine(images, angle, translate, scale, shear, margin=0):
     """
     angle, shear = torch.deg2rad(angle), torch.deg2rad(shear)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    # grid_sample wants the inverse map, from output to input coordinates, in units of half the side.
+    # grid_sample wants the inverse map, from output to input coordinates, in units of half the side: xx and xy say how
+    # the input's x depends on the output's x and y, yx and yy how its y does.
     xx, xy = cos - sin * torch.tan(shear), sin + cos * torch.tan(shear)
     yx, yy = -sin, cos
     side = images.shape[-1]

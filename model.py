@@ -58,10 +58,10 @@ class Net(nn.Module):
         super().__init__()
         c1, c2, c3, c4, c5 = widths
         first, second = pooling(antialias == "both"), pooling(antialias in ("second", "both"))
-        self.side = SIDE - 2 * margin
+        self.side = SIDE - 2 * margin  # of the cropped images
         self.register_buffer("mean", torch.tensor(MEAN))
         self.register_buffer("std", torch.tensor(STD))
-        self.blocks = nn.Sequential(  # shapes with the default margin
+        self.blocks = nn.Sequential(  # shapes with the default margin, from (N, 1, 24, 24)
             ConvBlock(1, c1, kernel_size=5, pool=first),  # (N, c1, 10, 10)
             ConvBlock(c1, c2, padding=1, separable=separable),  # (N, c2, 10, 10)
             ConvBlock(c2, c3, pool=second, separable=separable),  # (N, c3, 4, 4)

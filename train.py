@@ -38,8 +38,9 @@ def train(settings, run=None, on_epoch=None):
     write to, by default a new one under runs/; one made with `resume` continues its run. `on_epoch(history)` is called
     after every epoch. From a notebook: `train(Settings(RECIPES["fast"]))`, both from experiment.settings.
     """
-    run, settings = run or RunFolder(), set_up(settings)
-    recipe, device, logits = settings.recipe, settings.device, None
+    run = run or RunFolder()
+    settings = set_up(settings)  # with device and threads decided
+    recipe, device = settings.recipe, settings.device
     dataset = load_data(settings).to(device)
 
     torch.manual_seed(settings.seed)
@@ -47,10 +48,13 @@ def train(settings, run=None, on_epoch=None):
     optimizer = make_optimizer(net, recipe)
     loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_share, recipe.later_share)
     scheduler = make_scheduler(optimizer, recipe, loader.steps(recipe.epochs))
-    loader, model = run.share(settings, dataset, loader, net)  # unchanged, unless several processes train
+    # `model` is `net`, unless several processes train: then it wraps `net`, and each loads its part of every batch.
+    loader, model = run.share(settings, dataset, loader, net)
 
-    # On resume, `open` restores all of these objects and the random number generators.
+    # On resume, `open` restores all of these objects and the random number generators, as of the last complete epoch:
+    # `add_epoch` saves them to last.pt, so that Ctrl-C loses only the epoch that it interrupts.
     with run.open(settings, dataset, net, optimizer, scheduler, loader) as history:
+        logits = None  # until an epoch has been evaluated
         while not history.is_over(recipe.epochs, settings.target):
             began = synchronized_time(device)
             meter = train_one_epoch(model, loader, optimizer, scheduler, settings, epoch=len(history.epochs) + 1)
@@ -62,28 +66,31 @@ def train(settings, run=None, on_epoch=None):
                 on_epoch(history)
         if dataset.holdout:  # test once, with the weights selected on the held-out images
             net.load_state_dict(run.best_weights())
-        if dataset.holdout or logits is None:  # None: resumed after its last epoch
             logits = predict(model, dataset.test.images, settings.precision)
-        history.test = score(logits, dataset.test.labels) if dataset.holdout else None
-        run.end(logits)
+            history.test = score(logits, dataset.test.labels)
+        elif logits is None:  # resumed after the last epoch
+            logits = predict(model, dataset.test.images, settings.precision)
+        run.end(logits)  # of the test images, on which every epoch was evaluated if none are held out
     return history
 
 
 def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
     """Train `model` on the batches that `loader` selects for `epoch`, counted from 1; returns the epoch's Meter."""
-    recipe = settings.recipe
-    augment, augmented_steps = RandomAffine(**recipe.augmentation), recipe.augment_until * loader.steps(recipe.epochs)
-    meter, count = Meter(loader.steps(epoch - 1)), loader.steps(epoch) - loader.steps(epoch - 1)
+    recipe, steps_before = settings.recipe, loader.steps(epoch - 1)
+    augment = RandomAffine(**recipe.augmentation)
+    augmented_steps = recipe.augment_until * loader.steps(recipe.epochs)  # later ones see plain images
+    meter, count = Meter(steps_before), loader.steps(epoch) - steps_before  # meter.step counts from the run's start
     model.train()
     for index, images, labels in progress(loader.batches(epoch), count, f"Epoch {epoch}/{recipe.epochs}", meter):
         if meter.step < augmented_steps:
             images = augment(images)
         logits = forward(model, images, settings.precision)
-        losses, smoothed = cross_entropy(logits, labels, recipe.label_smoothing)
+        losses, smoothed_losses = cross_entropy(logits, labels, recipe.label_smoothing)
         optimizer.zero_grad()
-        smoothed.mean().backward()
+        smoothed_losses.mean().backward()
         optimizer.step()
-        loader.record(index, smoothed.detach())
+        loader.record(index, smoothed_losses.detach())
+        # The plain losses, which compare with those of `score`.
         meter.add(scheduler.get_last_lr()[0], losses.detach(), logits.detach(), labels)
         scheduler.step()
     return meter
@@ -96,7 +103,7 @@ def forward(model, images, precision):
 
 
 def cross_entropy(logits, labels, label_smoothing):
-    """Cross-entropy (N,) of `logits` (N, 10) for `labels` (N,), plain and with label smoothing (arXiv:1512.00567)."""
+    """Losses (N,) of `logits` (N, 10) for `labels` (N,): plain, and with label smoothing (arXiv:1512.00567)."""
     log_probabilities = logits.log_softmax(1)
     losses = F.nll_loss(log_probabilities, labels, reduction="none")
     uniform = -log_probabilities.sum(1) * (label_smoothing / logits.shape[1])
@@ -125,9 +132,13 @@ def make_optimizer(model, recipe):
 
 
 def make_scheduler(optimizer, recipe, steps):
-    """One cycle over all steps of the run: up from lr / 25 to lr, then down to almost zero (arXiv:1708.07120)."""
-    is_short = recipe.warmup * steps <= 1  # a warm-up of one step divides by zero, and a single step would be the last
-    warmup, total_steps = (0.0, steps + 1) if is_short else (recipe.warmup, steps)
+    """One cycle over all `steps` that a run may take: up from lr / 25 to lr, then down to almost zero.
+
+    See arXiv:1708.07120. In a run too short for a warm-up of more than one step, down only.
+    """
+    # OneCycleLR divides by zero if its warm-up is one step; with one step more, not even a run of one ends at zero.
+    no_warmup = recipe.warmup * steps <= 1
+    warmup, total_steps = (0.0, steps + 1) if no_warmup else (recipe.warmup, steps)
     options = {"pct_start": warmup, "anneal_strategy": "linear", "cycle_momentum": False}
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps, **options)
 
@@ -135,8 +146,8 @@ def make_scheduler(optimizer, recipe, steps):
 def evaluate_checkpoint(path, given):
     """Print loss, accuracy and accuracy per class of the checkpoint at `path` on the test set."""
     checkpoint = Checkpoint.load(path)
-    settings = replace(checkpoint.settings, device="auto", threads=None)  # of another machine, perhaps
-    settings = earlier_settings(settings, given, {"dataset", "data_dir", "device", "threads", "precision"})
+    settings = replace(checkpoint.settings, device="auto", threads=None)  # the run's may be of another machine
+    settings = earlier_settings(settings, given, may_change={"dataset", "data_dir", "device", "threads", "precision"})
     settings = set_up(settings)
     dataset = load_data(settings, for_training=False).to(settings.device)
     labels = dataset.test.labels
@@ -152,7 +163,7 @@ def evaluate_checkpoint(path, given):
 
 def start(argv, on_epoch, make_run=RunFolder):
     """Do what the command line asks for, in the run that make_run(out, resume, plots) makes."""
-    options, given = parse_args(__doc__, argv)
+    options, given = parse_args(__doc__, argv)  # given: the settings named on the command line
     if options.evaluate:
         evaluate_checkpoint(options.evaluate, given)
         return
@@ -166,6 +177,7 @@ def start(argv, on_epoch, make_run=RunFolder):
 
 @command
 def main(argv=None, on_epoch=None):
+    """Run the command line; `command` turns Ctrl-C and known errors into one line and an exit code."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         start(argv, on_epoch)
     else:  # by torchrun

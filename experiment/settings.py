@@ -24,13 +24,13 @@ class Number:
 
 
 def setting(group, default, allowed, help, optional=False):
-    """A dataclass field that holds one of the `allowed` values, or None if it is `optional`.
+    """A dataclass field that holds one of the `allowed` values, or None if that is the default or it is `optional`.
 
     `allowed` is a Number, a tuple of strings, or a type. If the default is a tuple, the field holds as many of them.
     `group` is that of its flag in --help.
     """
-    metadata = {"group": group, "help": help, "allowed": allowed, "optional": optional}
-    return field(default=default, metadata=metadata)
+    optional = optional or default is None
+    return field(default=default, metadata={"group": group, "help": help, "allowed": allowed, "optional": optional})
 
 
 def setting_fields(cls):
@@ -114,12 +114,6 @@ RECIPES = {
     "tiny": replace(LONG, name="tiny", widths=(7, 18, 22, 20, 20), epochs=20, later_share=1.0),
 }
 
-TARGET = "stop at this test accuracy in percent; 100 or none: never"
-SEED = "seed of weights, data order, augmentation and held-out images"
-DATA_DIR = "directory with MNIST-format files (default: ./data, ../shared/mnist, download)"
-HOLDOUT = "hold out N training images for early stopping and model selection; test once at the end"
-THREADS = "CPU threads (default: the CPUs that are free for this process)"
-
 
 @dataclass(frozen=True)
 class Settings(Checked):
@@ -127,14 +121,25 @@ class Settings(Checked):
 
     recipe: Recipe = DEFAULT
 
-    target: float | None = setting("run", 99.4, Number(0, 100, above=True), TARGET, optional=True)
-    seed: int = setting("run", 0, Number(0, 2**63 - 1, int), SEED)
+    target: float | None = setting(
+        "run", 99.4, Number(0, 100, above=True), "stop at this test accuracy in percent; none: never", True
+    )
+    seed: int = setting("run", 0, Number(0, 2**63 - 1, int), "of weights, data order, augmentation and holdout")
 
     dataset: str = setting("data", "mnist", ("mnist", "digits"), "digits: 1,797 images, part of scikit-learn")
-    data_dir: str | None = setting("data", None, str, DATA_DIR, optional=True)
-    holdout: int | None = setting("data", None, Number(1, 1_000_000, int), HOLDOUT, optional=True)
+    data_dir: str | None = setting(
+        "data", None, str, "folder of MNIST's files (default: ./data, ../shared/mnist, download)"
+    )
+    holdout: int | None = setting(
+        "data",
+        None,
+        Number(1, 1_000_000, int),
+        "hold out N training images to choose the epoch by; test once at the end",
+    )
 
-    threads: int | None = setting("machine", None, Number(1, 1024, int), THREADS, optional=True)
+    threads: int | None = setting(
+        "machine", None, Number(1, 1024, int), "CPU threads (default: as many as CPUs are free)"
+    )
     device: str = setting("machine", "auto", ("auto", "cpu", "cuda", "mps"), "where to train")
     precision: str = setting("machine", "fp32", ("fp32", "bf16"), "bf16 is faster on some processors")
 
