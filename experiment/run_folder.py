@@ -35,10 +35,8 @@ class RunFolder:
         if resume is None:
             return
         if not os.path.exists(self.path / "last.pt"):
-            raise CheckpointError(
-                f"--resume {resume}: no last.pt found; expected the folder of a run; "
-                "a run that ended before its first checkpoint must be restarted"
-            )
+            what = "a run that ended before its first checkpoint must be restarted"
+            raise CheckpointError(f"--resume {resume}: no last.pt found; expected the folder of a run; {what}")
         self.checkpoint = Checkpoint.load(self.path / "last.pt")
         expected = self.checkpoint.processes
         if expected != processes:
@@ -74,12 +72,11 @@ class RunFolder:
 
     def restore(self):
         """Restore the state of `checkpoint`, and cut from the log what came after it; returns its History."""
-        found, checkpoint, log = self.dataset, self.checkpoint, self.path / "log.txt"
-        if found.sha256 != checkpoint.sha256:
-            raise CheckpointError(
-                f"--resume {self.path}: found other data ({found.name}, SHA-256 {found.sha256}), expected "
-                f"{checkpoint.dataset} with {checkpoint.sha256}; name its folder with --data-dir"
-            )
+        data, checkpoint, log = self.dataset, self.checkpoint, self.path / "log.txt"
+        if data.sha256 != checkpoint.sha256:
+            found = f"found other data ({data.name}, SHA-256 {data.sha256})"
+            expected = f"expected {checkpoint.dataset} with {checkpoint.sha256}; name its folder with --data-dir"
+            raise CheckpointError(f"--resume {self.path}: {found}, {expected}")
         if Checkpoint.load(self.path / "last.pt").history != checkpoint.history:
             raise FileError(f"--resume {self.path}: another process has just trained it; resume it again")
         checkpoint.restore(*self.parts)
@@ -134,11 +131,9 @@ class RunFolder:
 
     def log_epoch(self):
         epoch = self.history.final
-        self.log(
-            f"Epoch {epoch.number}/{self.settings.recipe.epochs}: {epoch.training.count} images, "
-            f"Train loss: {epoch.training.loss:.4f}, Accuracy: {epoch.training.accuracy:.2f}%, "
-            f"lr: {epoch.lr:.4f}, {epoch.seconds:.1f} s"
-        )
+        training = f"Train loss: {epoch.training.loss:.4f}, Accuracy: {epoch.training.accuracy:.2f}%"
+        what = f"Epoch {epoch.number}/{self.settings.recipe.epochs}: {epoch.training.count} images"
+        self.log(f"{what}, {training}, lr: {epoch.lr:.4f}, {epoch.seconds:.1f} s")
         self.log(epoch.evaluation.line(self.history.split))
 
     def best_weights(self):
@@ -214,7 +209,7 @@ class RunFolder:
         Checkpoint.capture(*self.parts, **run).save(self.path / name)
 
     def how_to_resume(self):
-        """The shell command that resumes this run, with this interpreter and script."""
+        """The shell command that does, with this interpreter and script."""
         script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
         words = [*launcher(self.processes), script, "--resume", str(self.path)]
         return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
