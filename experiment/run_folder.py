@@ -209,7 +209,7 @@ class RunFolder:
         Checkpoint.capture(*self.parts, **run).save(self.path / name)
 
     def how_to_resume(self):
-        """The shell command that does, with this interpreter and script."""
+        """The shell command that resumes this run, with this interpreter and script."""
         script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
         words = [*launcher(self.processes), script, "--resume", str(self.path)]
         return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
