@@ -145,16 +145,19 @@ def command(function):
     name = Path(function.__code__.co_filename).name
 
     def end(message, code):
-        print(f"{name}: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
+            print(f"{name}: {message}", file=sys.stderr)
         return code
 
     @functools.wraps(function)
     def main(argv=None, **options):
-        if hasattr(sys.stdout, "reconfigure"):  # an encoding that lacks a character must not end a run
-            sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # missing, a notebook's, or closed
+            sys.stdout.reconfigure(errors="backslashreplace")  # a character that its encoding lacks must not end a run
         try:
             with signals_as_interrupts(), memory_errors():
-                return function(argv, **options) or 0
+                code = function(argv, **options) or 0
+                print(end="", flush=True)  # here, as a reader that has gone is noticed only then
+                return code
         except ExperimentError as error:
             return end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt as interrupt:

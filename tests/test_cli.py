@@ -1,224 +1,189 @@
-"""What every command line shares: signals, printing, and one line and an exit code for each error."""
+"""The command line: what is typed is what is set; wrong flags, signals, streams and errors end in order."""
 
-import dataclasses
-import errno
+import contextlib
 import io
-import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
-from conftest import ROOT, RUN, assert_one_line, read_metrics, run, same, without_times
+from conftest import DIGITS, PYTHON, ROOT, RUN, assert_one_line, assert_refused, read_metrics, run, same, without_times
+from hypothesis import strategies as st
 
-import benchmark
 import predict
 from experiment import errors
-from experiment.cli import Parser, command, echo, path
-from study import export, report, train_published
-from study.published import PUBLISHED
+from experiment.cli import command, earlier_settings, new_settings, parse_args
+from experiment.errors import SettingError
+from experiment.settings import RECIPES, Number, Recipe, Settings, flag, setting_fields, typed
+from photo import ImageError
 
-signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send these signals to one process")
+unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor these streams")
+FIELDS = [*setting_fields(Recipe), *setting_fields(Settings)]
 
 
-def start(*argv, **options):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *map(str, argv)], text=True, cwd=ROOT, **pipes, **options)
+def given_by(argv):
+    return parse_args("", shlex.split(argv))[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("--epoch 3", "--epoch"),
+        ("--epochs 0", "--epochs: found 0, expected a whole number from 1 to 100000 (see --help)"),
+        ("--lr 0", "--lr: found 0, expected a number above 0, at most 1000"),
+        (f"--seed {2**63}", f"--seed: found {2**63}"),
+        ("--data-dir ''", "--data-dir: found an empty path"),
+        ("--out new --resume old", "--out cannot be combined with --resume or --evaluate"),
+        ("--resume old --evaluate last.pt", "not allowed with argument --resume"),
+        ("--resume none", "--resume none: no last.pt found"),
+        ("--evaluate none", "none cannot be loaded"),
+        ("--batch-size 1438 --out new", "--batch-size 1438"),
+    ],
+)
+def test_bad_flags_are_refused_and_leave_no_file_behind(tmp_path, monkeypatch, capsys, argv, expected):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(capsys, [*DIGITS, *shlex.split(argv)], expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_setting_with_its_default(capsys):
+    assert run("--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(flag(f.name) in text and f.metadata["help"] in text for f in FIELDS)
+    assert all(f"(default: {default})" in text for default in ("16 16 32 24 24", "0.15", "False", "99.4", "mnist"))
+
+
+def test_settings_are_those_of_the_recipe_and_of_what_is_typed():
+    assert new_settings(given_by("")) == Settings()
+    argv = "--recipe best --epochs 3 --no-separable --widths 4 5 6 7 8 --target None --seed 5 --data-dir ~ --no-plots"
+    options, given = parse_args("", [*argv.split(), "--out", "~/a folder"])
+    recipe = replace(RECIPES["best"], epochs=3, separable=False, widths=(4, 5, 6, 7, 8))
+    assert new_settings(given) == Settings(recipe, target=None, seed=5, data_dir=str(Path.home()))
+    assert vars(options) == {"out": f"{Path.home()}/a folder", "plots": False, "resume": None, "evaluate": None}
+
+
+def values_of(f):
+    """What the setting `f` may be."""
+    allowed = f.metadata["allowed"]
+    if not isinstance(allowed, Number):
+        return st.booleans() if allowed is bool else st.sampled_from(("a", "a b") if allowed is str else allowed)
+    limits = {} if allowed.kind is int else {"exclude_min": allowed.above}
+    numbers = (st.integers if allowed.kind is int else st.floats)(allowed.low, allowed.high, **limits)
+    return st.tuples(*[numbers] * len(f.default)) if isinstance(f.default, tuple) else numbers
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    st.builds(Recipe, st.sampled_from([*RECIPES]), **{f.name: values_of(f) for f in setting_fields(Recipe)})
+)
+def test_the_description_of_any_recipe_typed_again_gives_that_recipe(recipe):
+    settings = Settings(recipe)
+    assert new_settings(given_by(f"--recipe {settings.description}")) == settings
+
+
+EARLIER = Settings(replace(RECIPES["tiny"], epochs=8, lr=0.5), None, 3, "mnist", "small", None, 2, "cpu", "fp32")
+EVALUATE = {"dataset", "data_dir", "device", "precision"}
+
+
+@pytest.mark.parametrize("f", FIELDS, ids=lambda f: f.name)
+@hypothesis.settings(deadline=None, max_examples=5)
+@hypothesis.given(st.data())
+def test_every_other_value_than_that_of_the_earlier_run_is_refused(f, data):
+    own = {**vars(EARLIER), **vars(EARLIER.recipe)}[f.name]
+    value = data.draw(values_of(f).filter(lambda value: value not in (own, "auto")))
+    with pytest.raises(SettingError) as error:
+        earlier_settings(EARLIER, {f.name: value}, may_change=EVALUATE - {f.name})
+    assert str(error.value) == f"{typed(f.name, value)}: contradicts the run's {typed(f.name, own)}; drop it"
+
+
+def test_flags_that_repeat_an_earlier_run_are_welcome_and_others_are_named():
+    argv = "--recipe tiny --epochs 8 --lr 0.5 --separable --target none --seed 3 --widths 7 18 22 20 20"
+    for repeated in ("", f"{argv} --data-dir small --threads 2 --device cpu", "--device auto"):
+        assert earlier_settings(EARLIER, given_by(repeated), may_change=()) == EARLIER
+    with pytest.raises(SettingError, match="^--recipe fast: contradicts the run's --recipe tiny"):
+        earlier_settings(EARLIER, given_by("--recipe fast"), EVALUATE)
+
+
+def test_what_may_change_changes_and_nothing_else():
+    own_data = {"dataset": "digits", "data_dir": None}  # the run's folder holds its own
+    for changes in ({"data_dir": "moved"}, {"precision": "bf16", "device": "auto"}, own_data):
+        given = {name: value for name, value in changes.items() if value is not None}
+        assert earlier_settings(EARLIER, given, EVALUATE) == replace(EARLIER, **changes)
+        back = {name: getattr(EARLIER, name) for name in changes}
+        assert earlier_settings(replace(EARLIER, **changes), back, EVALUATE) == EARLIER
 
 
 # Signals
 
+NUMBERS = [signal.SIGINT] + [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-@signals
-@pytest.mark.parametrize(
-    ("number", "code", "reader"), [("SIGINT", 130, True), ("SIGTERM", 143, False), ("SIGHUP", 129, True)]
-)
-def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_bits(whole_run, tmp_path, number, code, reader):
-    """The second time the reader of its output has gone away before."""
-    folder = tmp_path / "a run"
-    with start("train.py", *RUN, "--out", folder) as process:
-        while not process.stdout.readline().startswith("Test set"):
-            assert process.poll() is None
-        if not reader:
-            process.stdout.close()
-        process.send_signal(getattr(signal, number))
-        output = process.stdout.read() if reader else ""
-        assert process.stderr.read() == "train.py: interrupted\n"
-        assert process.wait(timeout=60) == code
-    log, hint = (
-        (folder / "log.txt").read_text(),
-        f"Interrupted; to resume: {sys.executable} train.py --resume '{folder}'\n",
-    )
-    assert log.endswith(hint) and (output.endswith(hint) or not reader)
-    assert 1 <= len(read_metrics(folder)["epochs"]) <= 8
+
+@unix
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
+def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_bits(whole_run, tmp_path, capsys, on_forward, number):
+    folder, batches = tmp_path / "a run", []
+
+    def raise_signal(net, images, logits):
+        batches.append(net.training)
+        if sum(batches) == 13:  # in the middle of the second epoch
+            assert callable(signal.getsignal(number))  # it would end the tests too
+            signal.raise_signal(number)
+
+    on_forward(raise_signal)
+    assert run(*RUN, "--out", folder) == 128 + number
+    captured, hint = capsys.readouterr(), f"Interrupted; to resume: {PYTHON} train.py --resume '{folder}'\n"
+    assert captured.err == "train.py: interrupted\n" and captured.out.endswith(hint)
+    assert (folder / "log.txt").read_text().endswith(hint) and len(read_metrics(folder)["epochs"]) == 1
     assert run("--resume", folder) == 0
     assert same(without_times(folder), without_times(whole_run))
 
 
-@signals
-@pytest.mark.parametrize(("first", "second", "code"), [("SIGINT", "SIGTERM", 143), ("SIGTERM", "SIGINT", 130)])
-def test_a_second_signal_ends_at_once_in_the_middle_of_what_the_first_one_does(first, second, code):
-    script = f"""
-import signal
-from experiment.cli import command, exit_at_once, handle_signals
-handle_signals(exit_at_once)
+def handlers():
+    return [signal.getsignal(number) for number in NUMBERS]
+
 
 @command
-def main(argv=None):
+def end_by(error):
+    """A command that `error` ends, or nothing; its handlers are in `end_by.handlers`."""
+    end_by.handlers = handlers()
+    if error:
+        raise error
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL, lambda number, frame: None])
+def test_handlers_are_installed_where_there_are_none_and_removed_at_the_end(handler):
+    """nohup ignores SIGHUP; a program that calls main may have its own handlers, and wants them back."""
+    before, found = [signal.signal(number, handler) for number in NUMBERS], []
     try:
-        signal.raise_signal(signal.{first})
-    except KeyboardInterrupt:
-        print("shutting down", flush=True)
-        signal.raise_signal(signal.{second})
-        print("done", flush=True)
-
-main()
-"""
-    with start("-c", script) as process:
-        assert process.communicate(timeout=60) == ("shutting down\n", "-c: interrupted\n")
-    assert process.returncode == code
-
-
-@signals
-@pytest.mark.parametrize(
-    ("ending", "line", "code"),
-    [("raise FileError('wrong')", "<string>: error: wrong\n", -signal.SIGTERM), ("pass", "-c: interrupted\n", 143)],
-)
-def test_a_signal_while_python_shuts_down_adds_no_second_line(ending, line, code):
-    script = f"""
-import signal
-from experiment.cli import command, exit_at_once, handle_signals
-from experiment.errors import FileError
-handle_signals(exit_at_once)
-
-@command
-def main(argv=None):
-    {ending}
-
-main()
-signal.raise_signal(signal.SIGTERM)
-"""
-    with start("-c", script) as process:
-        assert process.communicate(timeout=60) == ("", line)
-    assert process.returncode == code
-
-
-COMMANDS = {
-    "train.py": ["train.py"],
-    "benchmark.py": ["benchmark.py"],
-    "predict.py": ["predict.py"],
-    "report.py": ["-m", "study.report"],
-    "train_published.py": ["-m", "study.train_published"],
-    "export.py": ["export.py"],
-}
-
-
-@signals
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_while_torch_is_imported(tmp_path, name, number, code):
-    """By then the environment says how long OpenMP's threads spin."""
-    (tmp_path / "torch.py").write_text(
-        "import os\nprint(os.environ['GOMP_SPINCOUNT'], flush=True)\nwhile True:\n    pass\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "GOMP_SPINCOUNT": "7"}
-    if name == "train.py":
-        del environment["GOMP_SPINCOUNT"]
-    with start(*COMMANDS[name], env=environment) as process:
-        assert process.stdout.readline() == ("30000\n" if name == "train.py" else "7\n")
-        process.send_signal(getattr(signal, number))
-        assert process.wait(timeout=60) == code and process.stderr.read() == f"{name}: interrupted\n"
-
-
-@signals
-def test_a_signal_that_is_ignored_stays_so():
-    """As nohup ignores SIGHUP."""
-    script = """
-import signal
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from experiment.cli import exit_at_once, handle_signals
-handle_signals(exit_at_once)
-signal.raise_signal(signal.SIGHUP)
-print("goes on")
-"""
-    with start("-c", script) as process:
-        assert process.communicate(timeout=60) == ("goes on\n", "")
-
-
-@signals
-def test_a_script_that_ends_in_an_interactive_python_leaves_its_handlers_as_they_were():
-    """As `python -i` and a notebook's %run do."""
-    after = "import signal; print([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])"
-    script = f"""
-import runpy, sys
-sys.ps1, sys.argv = "", ["train.py", "--help"]
-try:
-    runpy.run_path("train.py", run_name="__main__")
-except SystemExit:
-    {after}
-"""
-    with start("-c", script) as process, start("-c", after) as untouched:
-        assert process.communicate(timeout=60)[0].endswith(untouched.communicate(timeout=60)[0])
-
-
-def test_a_program_that_imports_train_keeps_its_own_handlers():
-    def own(number, frame):
-        pass
-
-    before = signal.signal(signal.SIGINT, own)
-    try:
-        assert run("--epochs", 0) == 2
-        assert signal.getsignal(signal.SIGINT) is own
+        for error in (None, SettingError("wrong"), KeyboardInterrupt(), ValueError("a bug")):
+            with contextlib.suppress(ValueError):
+                end_by(error)
+            found += [end_by.handlers, handlers()]
+        with ThreadPoolExecutor(1) as pool:  # a thread that may not install handlers does without
+            assert pool.submit(end_by, None).result() == 0 and end_by.handlers == handlers()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, own in zip(NUMBERS, before):
+            signal.signal(number, own)
+    assert found[1::2] == [[handler] * len(NUMBERS)] * 4
+    for own in found[::2]:  # SIGINT is Python's own
+        assert all(map(callable, own[1:])) if handler == signal.SIG_DFL else set(own) == {handler}
 
 
-# Printing
-
-
-@signals
-@pytest.mark.parametrize("reader", ["pipe", "/dev/full"])
-def test_without_a_reader_nothing_is_printed_and_nothing_fails(reader):
-    """A pipe that is closed, or a file on a full disk."""
-    if reader == "pipe":
-        read_end, target = os.pipe()
-        os.close(read_end)
-    elif os.path.exists(reader):
-        target = reader
-    else:
-        pytest.skip("there is no /dev/full here")
-    with open(target, "w") as stream:
-        for line in ("first", "second"):
-            echo(line, stream)
-
-
-def test_a_run_goes_on_when_its_reader_has_gone_away(whole_run, tmp_path, monkeypatch):
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    with open(write_end, "w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert run(*RUN, "--out", tmp_path / "run") == 0
-    assert same(without_times(tmp_path / "run"), without_times(whole_run))
-
-
-@pytest.mark.parametrize(
-    ("encoding", "expected"),
-    [("ascii", "gr\\xfc\\xdfe \\u2713 \\udcff"), ("latin-1", "grüße \\u2713 \\udcff"), ("utf-8", "grüße ✓ \\udcff")],
-)
-def test_what_a_stream_cannot_show_is_escaped(encoding, expected):
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    echo("grüße ✓ \udcff", stream)
-    assert stream.buffer.getvalue().decode(encoding).strip() == expected
+# Streams
 
 
 class Notebook:
     """A stream with nothing but what Python's print needs."""
 
-    def __init__(self):
-        self.text = ""
+    text = ""
 
     def write(self, text):
         self.text += text
@@ -227,123 +192,109 @@ class Notebook:
         pass
 
 
+class Windows(io.TextIOWrapper):
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="cp1252", line_buffering=True)
+
+    @property
+    def text(self):
+        return self.buffer.getvalue().decode("unicode_escape")
+
+
 def closed():
-    stream = io.StringIO()
-    stream.close()
-    return stream
+    with Windows() as stream:
+        return stream
 
 
-STREAMS = {
-    "missing": lambda: None,
-    "closed": closed,
-    "notebook": Notebook,
-    "cp1252": lambda: io.TextIOWrapper(io.BytesIO(), encoding="cp1252"),
-}
+def reader_gone(buffering=1):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return open(write_end, "w", buffering)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("kind", STREAMS)
-def test_whatever_the_streams_are_the_results_are_written(mnist_dir, whole_run, tmp_path, monkeypatch, name, kind):
-    out, data = tmp_path / "out ≥", ["--data-dir", str(mnist_dir)]
-    epoch = {"test_accuracy": 99.0, "seconds": 1.0, "images": 1}
-    fake = {"seed": 0, "epochs": [epoch], "final_test_accuracy": 99.0, "train_seconds": 1.0}
-    fake |= {"params": 10, "peak_memory_mb": None, "train_images": 1}
-
-    def train_once(result, *_):
-        return fake | {key: result[key] for key in ("sha256", "threads", "precision")}, 1.0
-
-    monkeypatch.setitem(PUBLISHED, "net-9720", dataclasses.replace(PUBLISHED["net-9720"], epochs=1))
-    monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
-    monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
-    if name == "train.py":
-        assert run(*RUN, "--epochs", 1, "--out", out) == 0 and read_metrics(out)
-        assert run(*RUN, "--out", out) == 2
-        assert run("--help") == 0
-    elif name == "benchmark.py":
-        argv = ["default", "--runs", "1", "--out", str(out), *data]
-        assert benchmark.main(argv, train=train_once) == 0 and json.loads(out.read_text())
-    elif name == "predict.py":
-        argv = [str(ROOT / "results" / "page.png"), "none.png", "--show", str(out)]
-        assert predict.main([*argv, "--weights", str(whole_run / "best.pt")]) == 1 and out.exists()
-    elif name == "report.py":
-        out.write_text(json.dumps([]))
-        assert report.main([str(out)]) == 0
-    elif name == "export.py":
-        monkeypatch.setattr(export, "to_onnx", lambda net: b"ONNX")
-        assert export.main([str(whole_run / "best.pt"), "--out", str(out)]) == 0 and out.read_bytes() == b"ONNX"
-    else:
-        assert train_published.main(["net-9720", "--out", str(out), *data]) == 0 and read_metrics(out)
+def full_disk():
+    return open("/dev/full", "w", buffering=1) if os.path.exists("/dev/full") else None
 
 
-@signals
-def test_a_run_without_standard_streams(whole_run, tmp_path):
+@pytest.mark.parametrize("make", [lambda: None, closed, Notebook, Windows, reader_gone, full_disk])
+def test_whatever_the_streams_are_the_run_goes_on_and_the_code_is_right(tmp_path, monkeypatch, make):
+    out, streams = tmp_path / "out ≥", [make() for _ in range(4)]
+    for code in (0, 2):  # the second time there is a run already
+        monkeypatch.setattr(sys, "stdout", streams[code])
+        monkeypatch.setattr(sys, "stderr", streams[code + 1])
+        with contextlib.suppress(AttributeError, ValueError):
+            sys.stderr.reconfigure(errors="backslashreplace")  # as Python's own always is
+        assert run(*RUN, "--epochs", 1, "--out", out) == code
+    assert f"Run: {out}, seed 0\nRecipe: default" in (out / "log.txt").read_text("utf-8") and read_metrics(out)
+    if hasattr(make, "text"):
+        assert "out ≥" in streams[0].text and "out ≥ already holds a run" in streams[3].text
+
+
+def test_help_and_another_command_are_shown_on_such_a_stream_too(tmp_path, monkeypatch, capsys):
+    picture, stream = shutil.copy(ROOT / "results" / "page.png", tmp_path / "≥.png"), Windows()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run("--help") == 0 and predict.main([str(picture), "none.png"]) == 1
+    assert "--resume RUN" in stream.text and "≥.png: " in stream.text and "none.png" in capsys.readouterr().err
+
+
+@unix
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_a_command_without_a_reader_ends_in_silence(monkeypatch, capsys, count):
+    monkeypatch.setattr(sys, "stdout", reader_gone(buffering=-1))
+    assert command(lambda argv: print("answer\n" * count))() == 141
+    assert sys.stdout is None and capsys.readouterr().err == ""  # Python flushes sys.stdout at exit
+
+
+def in_a_process(*argv, **pipes):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen([*map(str, argv), *RUN, "--no-plots"], text=True, cwd=ROOT, env=environment, **pipes)
+
+
+@unix
+def test_a_run_whose_reader_leaves_goes_on_to_its_end(whole_run, tmp_path):
+    """As `| head -1` does."""
+    out, pipe = tmp_path / "run", subprocess.PIPE
+    with in_a_process(sys.executable, "train.py", "--out", out, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout.readline() == f"Run: {out}, seed 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=60) == 0
+    assert same(without_times(out), without_times(whole_run))
+
+
+@unix
+def test_a_run_without_standard_streams_is_ended_by_a_signal_too(whole_run, tmp_path):
     """As `>&-` starts it."""
-    script = 'exec "$@" <&- >&- 2>&-'
-    command = ["sh", "-c", script, "sh", sys.executable, "train.py", *RUN, "--out", tmp_path / "run"]
-    assert subprocess.run([str(arg) for arg in command], cwd=ROOT, timeout=120).returncode == 0
+    script = "import os, sys, train; sys.exit(train.main(on_epoch=lambda history: os.kill(os.getpid(), 15)))"
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script]
+    with in_a_process(*shell, "--out", tmp_path / "run") as process:
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert run("--resume", tmp_path / "run") == 0
     assert same(without_times(tmp_path / "run"), without_times(whole_run))
 
 
-def test_help_is_shown_on_a_stream_of_another_encoding(monkeypatch):
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", stream)
-    assert run("--help") == 0
-    stream.flush()
-    assert b"--resume RUN" in stream.buffer.getvalue()
+# Errors
 
-
-# Errors and exit codes
-
-ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-
-
-def main_that_raises(error):
-    @command
-    def main(argv=None):
-        if error:
-            raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (None, 0, ""),
-        *(
-            (kind("wrong"), 1 if kind in (errors.DownloadError, errors.ImageError) else 2, "error: wrong")
-            for kind in ERRORS
-        ),
-        (MemoryError(), 2, "error: out of memory; try a smaller --batch-size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: out of memory"),
-        (torch.AcceleratorError("CUDA error: out of memory"), 2, "error: out of memory"),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 2, "error: out of memory"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (KeyboardInterrupt(signal.SIGTERM), 143, "interrupted"),
-    ],
-    ids=repr,
-)
-def test_each_error_is_one_line_and_an_exit_code(error, code, line, capsys):
-    assert main_that_raises(error)([]) == code
-    assert capsys.readouterr().err.startswith(f"{Path(__file__).name}: {line}" if line else "")
-
-
-BUGS = [RuntimeError("a bug"), OSError(errno.EIO, "a bug"), ValueError("a bug")]
+KNOWN = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+MEMORY = [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
+MEMORY += [torch.AcceleratorError("CUDA error: out of memory"), RuntimeError("MPS backend out of memory")]
+BUGS = [RuntimeError("a bug"), OSError(5, "a bug"), ValueError("a bug")]
 BUGS += [RuntimeError("CUDA error: an illegal memory access was encountered"), torch.AcceleratorError("memory")]
+
+
+@pytest.mark.parametrize("error", [*(kind("wrong") for kind in (*KNOWN, ImageError)), *MEMORY], ids=repr)
+def test_each_known_error_is_one_line_and_an_exit_code(error, capsys):
+    assert end_by(error) == (1 if isinstance(error, (errors.DownloadError, ImageError)) else 2)
+    text = "out of memory; try a smaller --batch-size" if error in MEMORY else "wrong\n"
+    assert_one_line(capsys.readouterr(), f"error: {text}", name=Path(__file__).name)
 
 
 @pytest.mark.parametrize("error", BUGS, ids=repr)
 def test_a_bug_is_not_hidden(error):
     with pytest.raises(type(error)):
-        main_that_raises(error)([])
+        end_by(error)
 
 
-def test_a_parser_ends_by_one_line(capsys):
-    parser = Parser(prog="train.py")
-    parser.add_argument("--out", type=path)
-    for argv in (["--ou", "folder"], ["--out"], ["--out", ""]):
-        with pytest.raises(SystemExit) as ended:
-            parser.parse_args(argv)
-        assert ended.value.code == 2
-        assert_one_line(capsys.readouterr(), "(see --help)")
+def test_full_memory_is_logged_with_what_to_do(tmp_path, capsys, on_forward):
+    on_forward(lambda *_: torch.empty(2**60))
+    assert_refused(capsys, [*RUN, "--out", tmp_path / "run"], "out of memory; try a smaller --batch-size")
+    assert "\nStopped: out of memory; try a smaller" in (tmp_path / "run" / "log.txt").read_text()

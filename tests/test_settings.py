@@ -1,123 +1,71 @@
-"""Settings are refused where they are wrong, whoever fills them in; the recipes are what they should be."""
+"""Settings are refused where they are wrong, whoever fills them in; the recipes fit what they are for."""
 
 import math
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import replace
+from inspect import signature
 
 import pytest
 
+from data import RandomAffine
 from experiment.errors import SettingError
-from experiment.settings import DEFAULT, RECIPES, Limits, Recipe, Settings
+from experiment.settings import RECIPES, Recipe, Settings, setting_fields
+from model import Net, count_parameters
 
-FIELDS = [(cls, f) for cls in (Recipe, Settings) for f in fields(cls) if "limits" in f.metadata]
-NAMES = [f.name for _, f in FIELDS]
-
-
-@pytest.mark.parametrize(
-    ("limits", "allowed", "refused", "text"),
-    [
-        (Limits("", 0, 2), (0, 0.5, 2, 2.0), (-0.1, 2.1), "a number from 0 to 2"),
-        (Limits("", 0, 2, above=True), (1e-9, 2), (0, 0.0, -1), "a number above 0, at most 2"),
-        (Limits("", 1, 3, kind=int), (1, 3), (0, 4, 1.0, 2.5), "a whole number from 1 to 3"),
-        (Limits("", choices=("a", "b"), kind=str), ("a", "b"), ("", "c", "A", ("a",)), "one of a, b"),
-        (Limits("", kind=bool), (True, False), (0, 1, "true"), "a bool"),
-        (Limits("", kind=str), ("a", "/b"), ("", b"a"), "a str"),
-    ],
-)
-def test_limits_allow_what_they_say(limits, allowed, refused, text):
-    never = (None, math.nan, math.inf, -math.inf, [], {}) + (() if limits.kind is bool else (True,))
-    assert all(map(limits.allow, allowed)) and not any(map(limits.allow, (*refused, *never)))
-    assert str(limits) == text
-    optional = replace(limits, optional=True)
-    assert optional.allow(None) and all(map(optional.allow, allowed)) and not any(map(optional.allow, refused))
+# Both bounds of numbers, or all values.
+ALLOWED = {"widths": (1, 4096), "dropout": (0, 0.99), "margin": (0, 4), "antialias": ("none", "second", "both")}
+ALLOWED |= {"epochs": (1, 100_000), "first_share": (1e-9, 1), "later_share": (1e-9, 1), "batch_size": (1, 1_000_000)}
+ALLOWED |= {"lr": (1e-9, 1000), "warmup": (0.01, 0.99), "momentum": (0.01, 0.999), "separable": (False, True)}
+ALLOWED |= {"weight_decay": (0, 1), "label_smoothing": (0, 0.9), "augment_until": (0, 1)}
+ALLOWED |= {"rotation": (0, 180), "translate": (0, 1), "scale": (0, 0.9), "shear": (0, 60)}
+ALLOWED |= {"target": (1e-9, 100), "seed": (0, 2**63 - 1), "holdout": (1, 1_000_000), "threads": (1, 1024)}
+ALLOWED |= {"dataset": ("mnist", "digits"), "data_dir": ("a", "/b c"), "device": ("auto", "cpu", "cuda", "mps")}
+ALLOWED |= {"precision": ("fp32", "bf16")}
+OPTIONAL = ("target", "data_dir", "holdout", "threads")
+WHOLE = ("widths", "margin", "epochs", "batch_size", "seed", "holdout", "threads")
+FIELDS = [(cls, f) for cls in (Recipe, Settings) for f in setting_fields(cls)]
 
 
-@pytest.mark.parametrize(("cls", "f"), FIELDS, ids=NAMES)
-def test_every_setting_is_checked_at_its_bounds_by_whatever_way_it_is_set(cls, f):
-    limits, several = f.metadata["limits"], isinstance(f.default, tuple)
-    step = 1 if limits.kind is int else 1e-6
-    good, bad = [], [math.nan, math.inf, [1], b"", *([] if limits.optional else [None])]
-    if limits.low is not None:
-        good += [limits.high, limits.low + step]
-        bad += [limits.high + step, limits.low - step, True, str(limits.high)]
-        (bad if limits.above else good).append(limits.low)
-    elif limits.choices:
-        good += limits.choices
-        bad += ["", "other", 1]
-    for values, right in ((good, True), (bad, False)):
-        for value in values:
-            changes = {f.name: (*f.default[1:], value) if several else value}
-            for fill in (cls, lambda **changes: replace(cls(), **changes)):
-                if right:
-                    assert getattr(fill(**changes), f.name) == changes[f.name]
-                else:
-                    with pytest.raises(SettingError, match=f"^--{f.name.replace('_', '-')}: found .*, expected "):
-                        fill(**changes)
+@pytest.mark.parametrize(("cls", "f"), FIELDS, ids=[f.name for _, f in FIELDS])
+def test_every_setting_is_checked_at_its_bounds(cls, f):
+    good, bad = [*ALLOWED[f.name]], [math.nan, math.inf, [1], (1,), {}, b"a", ""]
+    (good if f.name in OPTIONAL else bad).append(None)
+    if type(good[0]) in (int, float):
+        low, high = good[:2]
+        step = 1 if f.name in WHOLE else 1e-9
+        bad += [low - step, high + step, True, str(high)] + [1.0, 2.5] * (f.name in WHOLE)
+    else:
+        bad += [0, 1, *["other"] * (f.name != "data_dir")]
+
+    def fill(value):
+        return cls(**{f.name: (*f.default[1:], value) if f.name == "widths" else value})
+
+    for value in good:
+        assert getattr(fill(value), f.name) in (value, (16, 32, 24, 24, value))
+    for value in bad:
+        with pytest.raises(SettingError, match=f"^--{f.name.replace('_', '-')}: found "):
+            fill(value)
 
 
-@pytest.mark.parametrize("widths", ["wide", 4, None, (4,) * 4, (4,) * 6, (), (4, 4, 4, 4, 0), (4, 4, 4, 4, "4")])
-def test_widths_are_five_whole_numbers(widths):
-    for fill in (Recipe, lambda widths: replace(DEFAULT, widths=widths)):
-        with pytest.raises(SettingError, match="^--widths: found .*, expected "):
-            fill(widths=widths)
-
-
-@pytest.mark.parametrize("recipe", [None, "fast", Recipe(name="slow"), {}])
-def test_settings_take_a_recipe_of_a_known_name(recipe):
-    with pytest.raises(SettingError, match="^recipe: found .*, expected a Recipe"):
-        Settings(recipe)
-
-
-@pytest.mark.parametrize("value", [(0.1, 0.2), (0.1,), [0.1]])
-def test_a_single_value_is_no_tuple(value):
-    with pytest.raises(SettingError, match="^--lr: found .*, expected a number"):
-        Recipe(lr=value)
-
-
-def test_settings_cannot_be_changed_behind_the_checks():
-    for settings in (DEFAULT, Settings()):
-        for f in fields(settings):
-            with pytest.raises(FrozenInstanceError):
-                setattr(settings, f.name, None)
-
-
-def test_digits_need_no_folder():
+def test_what_does_not_fit_together_is_refused():
+    for widths in ("wide!", 4, None, (4,) * 4, (4,) * 6, (), [4] * 5):
+        with pytest.raises(SettingError, match="^--widths: found .*, expected a tuple of 5 values"):
+            Recipe(widths=widths)
+    for recipe in (None, "fast", Recipe(name="slow"), {}):
+        with pytest.raises(SettingError, match="^recipe: found .*, expected a Recipe"):
+            Settings(recipe)
     with pytest.raises(SettingError, match="^--data-dir: found with --dataset digits"):
         Settings(dataset="digits", data_dir="data")
 
 
-def test_recipes_are_the_default_but_for_what_they_are_named_for():
-    long = {"separable": True, "antialias": "both", "margin": 0, "batch_size": 128, "weight_decay": 1e-4}
-    long["augment_until"] = 0.9
-    changes = {
-        "default": {},
-        "fast": {"batch_size": 64, "epochs": 4, "first_share": 0.4, "later_share": 0.1},
-        "one-epoch": {"batch_size": 64, "epochs": 1},
-        "best": {**long, "epochs": 25, "later_share": 1 / 3, "widths": (16, 48, 64, 80, 64)},
-        "tiny": {**long, "epochs": 20, "later_share": 1.0, "widths": (7, 18, 22, 20, 20)},
-    }
-    assert {name: replace(Recipe(name=name), **changed) for name, changed in changes.items()} == RECIPES
-    assert Settings() == Settings(RECIPES["default"]) and Settings().target == 99.4
-
-
-def test_a_recipe_gives_the_net_its_arguments():
-    assert RECIPES["fast"].network == {
-        "widths": (16, 16, 32, 24, 24),
-        "dropout": 0.01,
-        "separable": False,
-        "antialias": "second",
-        "margin": 2,
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "expected"),
-    [
-        ("default", {}, "default"),
-        ("tiny", {}, "tiny"),
-        ("fast", {"epochs": 2, "widths": (4, 4, 4, 4, 5)}, "fast --widths 4 4 4 4 5 --epochs 2"),
-        ("best", {"separable": False, "antialias": "none"}, "best --no-separable --antialias none"),
-        ("default", {"separable": True, "lr": 0.5}, "default --separable --lr 0.5"),
-    ],
-)
-def test_the_description_is_the_recipe_and_what_changed_it(name, changes, expected):
-    assert Settings(replace(RECIPES[name], **changes), seed=7, dataset="digits").description == expected
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_what_the_net_and_the_augmentation_take(name):
+    recipe = RECIPES[name]
+    assert recipe.name == name and count_parameters(Net(**recipe.network)) < 20_000
+    defaults = {name: parameter.default for name, parameter in signature(Net).parameters.items()}
+    assert recipe.network.keys() == defaults.keys() and (name != "default" or recipe.network == defaults)
+    assert recipe.augmentation.keys() == signature(RandomAffine).parameters.keys()
+    own = {"batch_size": 35, "later_share": 0.75}
+    changed = replace(recipe, **own)
+    assert changed.values == {**recipe.values, **own}
+    assert Settings(recipe).description == name
+    assert Settings(changed).description == f"{name} --later-share 0.75 --batch-size 35"
