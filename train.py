@@ -134,11 +134,10 @@ def make_optimizer(model, recipe):
 def make_scheduler(optimizer, recipe, steps):
     """One cycle over all `steps` that a run may take: up from lr / 25 to lr, then down to almost zero.
 
-    See arXiv:1708.07120. In a run too short for a warm-up of more than one step, down only.
+    See arXiv:1708.07120. A run too short for a warm-up of more than one step goes down only.
     """
-    # OneCycleLR divides by zero if its warm-up is one step; with one step more, not even a run of one ends at zero.
-    no_warmup = recipe.warmup * steps <= 1
-    warmup, total_steps = (0.0, steps + 1) if no_warmup else (recipe.warmup, steps)
+    warmup = recipe.warmup if recipe.warmup * steps > 1 else 0.0  # OneCycleLR divides by zero if it is one step
+    total_steps = max(2, steps)  # a cycle of a single step would be its end, where the rate is almost zero
     options = {"pct_start": warmup, "anneal_strategy": "linear", "cycle_momentum": False}
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps, **options)
 

@@ -4,54 +4,61 @@ import io
 import math
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
+from experiment import meter as meter_module
 from experiment.errors import DivergedError
-from experiment.meter import Progress
+from experiment.meter import Meter, progress
+
+
+class OnGpu(torch.Tensor):
+    """A tensor on the CPU that says it is on a GPU, of which only `tolist` can read values."""
+
+    device = torch.device("cuda")
+    item = cpu = __bool__ = __int__ = __float__ = None
 
 
 def batches(sizes):
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         labels = torch.randint(10, (size,), generator=generator)
-        yield torch.randn(size, 10, generator=generator) + F.one_hot(labels, 10), labels
+        logits = torch.randn(size, 10, generator=generator) + F.one_hot(labels, 10)
+        yield F.cross_entropy(logits, labels, reduction="none"), logits, labels
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor, OnGpu])
 @pytest.mark.parametrize("steps", [1, 24, 25, 26, 60])
-def test_loss_and_accuracy_equal_those_of_a_slow_loop_over_uneven_batches(steps):
-    """The loss is the one that is given, here half; the curve's is that of the logits, per 25 steps."""
-    sizes, losses, hits, curve = [1 + step * 7 % 32 for step in range(steps)], [], [], {}
-    with Progress(steps, "title") as progress:
-        for step, (logits, labels) in enumerate(batches(sizes), 1):
-            progress.add(step, 0.5 / step, F.cross_entropy(logits.requires_grad_(), labels) / 2, logits, labels)
-            for row, label in zip(logits.tolist(), labels.tolist()):
-                losses.append(math.log(sum(map(math.exp, row))) - row[label])
-                curve.setdefault(min(math.ceil(step / 25) * 25, steps), []).append(losses[-1])
-                hits.append(row[label] == max(row))
-        progress.flush()
-    assert len(losses) == sum(sizes)
-    assert progress.loss == pytest.approx(sum(losses) / len(losses) / 2, rel=1e-5)
-    assert [(point["step"], point["lr"]) for point in progress.curve] == [(step, 0.5 / step) for step in curve]
+def test_loss_and_accuracy_equal_those_of_a_slow_loop_over_uneven_batches(steps, kind):
+    sizes, losses, hits, curve, meter = [1 + step * 7 % 32 for step in range(steps)], [], [], {}, Meter(100)
+    for step, (of_batch, logits, labels) in enumerate(batches(sizes), 1):
+        meter.add(0.5 / step, *(tensor.as_subclass(kind) for tensor in (of_batch, logits, labels)))
+        assert meter.step == 100 + step and len(meter.pending) == (step if kind is OnGpu else step % 25)
+        for row, label in zip(logits.tolist(), labels.tolist()):
+            losses.append(math.log(sum(map(math.exp, row))) - row[label])
+            curve.setdefault(min(math.ceil(step / 25) * 25, steps), []).append(losses[-1])
+            hits.append(row[label] == max(row))
+    score = meter.score
+    assert (score.correct, score.count, meter.lr) == (sum(hits), sum(sizes), 0.5 / steps)
+    assert score.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert [(point["step"], point["lr"]) for point in meter.curve] == [(100 + step, 0.5 / step) for step in curve]
     means = [sum(values) / len(values) for values in curve.values()]
-    assert [point["loss"] for point in progress.curve] == pytest.approx(means, rel=1e-5)
-    assert progress.accuracy == 100 * sum(hits) / len(hits)
-    assert progress.lr == 0.5 / steps
+    assert [point["loss"] for point in meter.curve] == pytest.approx(means, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("bad", [1, 25, 26, 60])
 def test_a_loss_that_is_not_finite_is_named_with_its_step_and_learning_rate(value, bad):
-    expected = f"the loss is {value} at step {bad + 100}, learning rate {0.5 / bad:.4g}; try a lower --lr"
-    with Progress(60, "title") as progress:
-        with pytest.raises(DivergedError, match=f"^{re.escape(expected)}$"):
-            for step, (logits, labels) in enumerate(batches([8] * 60), 1):
-                loss = torch.tensor(value if step >= bad else 1.0)
-                progress.add(step + 100, 0.5 / step, loss, logits, labels)
-            progress.flush()
-        assert progress.count <= 8 * (bad + 24)  # found within 25 steps
+    expected, meter = f"the loss is {value} at step {bad + 100}, learning rate {0.5 / bad:.4g}; try", Meter(100)
+    with pytest.raises(DivergedError, match=f"^{re.escape(expected)} a lower --lr$"):
+        for step, (losses, logits, labels) in enumerate(batches([8] * 60), 1):
+            meter.add(0.5 / step, losses * (value if step >= bad else 1), logits, labels)
+        meter.read()
+    assert meter.step <= 100 + bad + 24  # found within 25 steps
 
 
 class Terminal(io.StringIO):
@@ -65,24 +72,22 @@ class Notebook(io.StringIO):
     __module__ = "ipykernel.iostream"
 
 
-@pytest.mark.parametrize("kind", [Terminal, Notebook])
-def test_the_bar_fits_a_terminal_of_80_columns_and_a_notebook(monkeypatch, kind):
-    terminal = kind()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "80")
-    with Progress(937, "Epoch 17/20") as progress:
-        for step, (logits, labels) in enumerate(batches([2] * 50), 1):
-            progress.add(step, 0.01, F.cross_entropy(logits, labels), logits, labels)
-        progress.refresh()
-        bar = terminal.getvalue().split("\r")[-1]
-    assert len(bar) <= 80 and bar.endswith("lr=0.0100")
+class Gone(Terminal):
+    def write(self, text):
+        raise OSError(5, "Input/output error")
 
 
-def test_a_bar_whose_terminal_has_gone_fails_nothing(monkeypatch):
-    class Gone(Terminal):
-        def write(self, text):
-            raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(sys, "stderr", Gone())
-    with Progress(1, "title") as progress:
-        progress.refresh()
+@pytest.mark.parametrize("stderr", [Terminal(), Notebook(), io.StringIO(), Gone(), None], ids=lambda file: type(file))
+def test_a_bar_of_at_most_80_columns_is_drawn_where_it_can_be_seen(monkeypatch, stderr):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(meter_module, "tqdm", partial(tqdm, ncols=80, mininterval=0, miniters=1))  # draws every step
+    given, meter = list(batches([2] * 101)), Meter()
+    for expected, batch in zip(given, progress(given, 101, "Epoch 17/20", meter), strict=True):
+        assert batch is expected
+        meter.add(0.01, *batch)
+    if type(stderr) in (Terminal, Notebook):
+        drawn = stderr.getvalue().split("\r")
+        assert max(map(len, drawn)) <= 80
+        assert drawn[1].startswith("Epoch 17/20:   0%|") and any(text.endswith(f", {meter}") for text in drawn)
+    elif type(stderr) is io.StringIO:
+        assert stderr.getvalue() == ""

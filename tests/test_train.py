@@ -1,291 +1,226 @@
-"""Training: schedule, batches, augmentation, early stop and held-out images, in short real runs."""
+"""Training: schedule, steps, augmentation, early stop, held-out images; slow loops and short real runs."""
 
+import copy
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, ROOT, assert_one_line, idx_bytes, read_metrics, run
+import torch.nn.functional as F
+from conftest import DIGITS, assert_one_line, idx_bytes, read_metrics, run
 from torch import nn
 
 import train
-from data import Loader
+from data import TrainLoader
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import FILES as DATA_FILES
 from experiment.datasets import load_data, load_digits_28x28
+from experiment.history import Score
 from experiment.run_folder import FILES, RunFolder
 from experiment.settings import DEFAULT, Settings
 from model import MEAN, STD, Net
 
-ARGS = [*DIGITS, "--batch-size", "64", "--widths", "4", "4", "4", "4", "4"]
+ARGS = [*DIGITS, "--batch-size", "64", "--widths", "4", "4", "4", "4", "4", "--target", "none"]
 STEPS = math.ceil(1437 / 64)  # of an epoch
 
 
-def without_seconds(history):
-    return [replace(epoch, seconds=0) for epoch in history.epochs]
+@pytest.fixture
+def ended(monkeypatch):
+    """A list of the logits with which runs end."""
+    seen, end = [], RunFolder.end
+    monkeypatch.setattr(RunFolder, "end", lambda run, logits: seen.append(logits) or end(run, logits))
+    return seen
 
 
-# Schedule and optimizer
+def rates(lr, warmup, steps):
+    """The learning rate of each step: up from lr / 25 to lr, if there are steps for that, and down to lr / 250,000."""
+    if warmup * steps > 1:
+        return np.interp(range(steps), [0, warmup * steps - 1, steps - 1], [lr / 25, lr, lr / 250_000]).tolist()
+    return np.interp(range(steps), [-1, max(2, steps) - 1], [lr, lr / 250_000]).tolist()
 
 
-def rates(recipe, steps):
-    """The learning rates of all steps of a run, which are exactly `steps`."""
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.3), (2, 0.5), (3, 1 / 3), (4, 0.3), (100, 0.01), (150, 0.4)])
+def test_the_learning_rate_is_one_cycle_over_all_steps_of_a_run(steps, warmup):
+    recipe, found = replace(DEFAULT, lr=0.7, warmup=warmup), []
     optimizer = train.make_optimizer(Net(), recipe)
     scheduler = train.make_scheduler(optimizer, recipe, steps)
     for _ in range(steps):
-        yield scheduler.get_last_lr()[0]
+        found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    with pytest.raises(ValueError):
-        scheduler.step()
+    assert found == pytest.approx(rates(0.7, warmup, steps))
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing():
-    of_steps = list(rates(replace(DEFAULT, lr=0.7, warmup=0.4), 150))
-    peak = of_steps.index(max(of_steps))
-    assert max(of_steps) == pytest.approx(0.7) and peak == round(0.4 * 150) - 1
-    assert of_steps[: peak + 1] == sorted(of_steps[: peak + 1]) and of_steps[peak:] == sorted(of_steps[peak:])[::-1]
-    assert of_steps[-1] < 0.7 / 1000
-
-
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.3), (2, 0.5), (3, 1 / 3), (4, 0.25), (10, 0.1), (100, 0.01)])
-def test_very_short_runs_have_a_schedule_too(steps, warmup):
-    *_, last = rates(replace(DEFAULT, warmup=warmup), steps)
-    assert 0 < last < DEFAULT.lr / 1000
-
-
-def test_weights_of_convolutions_and_the_classifier_decay_and_nothing_else():
-    model = Net(separable=True)
-    groups = train.make_optimizer(model, replace(DEFAULT, weight_decay=0.01)).param_groups
-    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-    assert sum(len(group["params"]) for group in groups) == len(decay) == len(list(model.parameters()))
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            decays = name == "weight" and isinstance(module, (nn.Conv2d, nn.Linear))
-            assert decay[id(parameter)] == (0.01 if decays else 0)
-
-
-# What a run computes
-
-
-def test_evaluate_counts_as_a_slow_loop_does():
+def test_two_epochs_equal_a_slow_loop():
     torch.manual_seed(0)
-    images, labels = torch.randint(256, (53, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (53,))
-    model = Net()
-    model(images)  # in training mode: BatchNorm has seen images
-    evaluation = train.evaluate(model, Loader(images, labels, 20), "fp32")
-    losses, hits = [], []
-    for image, label in zip(images, labels):
-        features = (image[None] / 255 - MEAN) / STD
-        for block in model.blocks:
-            features = block(features)
-        logits = model.classifier(features.mean((2, 3)))
-        losses.append(-logits.log_softmax(1)[0, label].item())
-        hits.append(logits.argmax().item() == label.item())
+    images, labels = torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (64,))
+    values = {"epochs": 2, "batch_size": 16, "later_share": 0.5, "augment_until": 0.0, "dropout": 0.0, "lr": 0.1}
+    values |= {"warmup": 0.5, "momentum": 0.7, "weight_decay": 0.05, "label_smoothing": 0.3, "separable": True}
+    settings = Settings(replace(DEFAULT, **values), device="cpu")
+    loader, net = TrainLoader(images, labels, 16, later_share=0.5), Net(**settings.recipe.network)
+    epochs = [torch.randperm(64).split(16), torch.randperm(64)[:32].split(16)]
+    loader.indices = lambda epoch: epochs[epoch - 1]
+    slow, optimizer = copy.deepcopy(net), train.make_optimizer(net, settings.recipe)
+    scheduler = train.make_scheduler(optimizer, settings.recipe, 6)
+    meters = [train.train_one_epoch(net, loader, optimizer, scheduler, settings, epoch) for epoch in (1, 2)]
+
+    decayed = {id(module.weight) for module in slow.modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    velocity = [torch.zeros_like(parameter) for parameter in slow.parameters()]
+    hardness, plain, lrs = torch.zeros(64), [], rates(0.1, 0.5, 6)
+    for lr, index in zip(lrs, [batch for batches in epochs for batch in batches], strict=True):
+        logits = slow(images[index] / 255)
+        losses = F.cross_entropy(logits, labels[index], reduction="none", label_smoothing=0.3)
+        hardness[index] = losses.detach() / losses.mean().item()
+        plain.append(F.cross_entropy(logits, labels[index]).item())
+        gradients = torch.autograd.grad(losses.mean(), list(slow.parameters()))
+        for parameter, speed, gradient in zip(slow.parameters(), velocity, gradients):
+            gradient = gradient + 0.05 * parameter.detach() * (id(parameter) in decayed)
+            speed.mul_(0.7).add_(gradient)
+            parameter.data -= lr * (gradient + 0.7 * speed)
+    for (name, value), expected in zip(net.state_dict().items(), slow.state_dict().values()):
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4, msg=name)
+    torch.testing.assert_close(loader.hardness, hardness, rtol=1e-3, atol=1e-4)
+    assert [meter.score.loss for meter in meters] == pytest.approx([sum(plain[:4]) / 4, sum(plain[4:]) / 2], rel=1e-3)
+    assert [meter.lr for meter in meters] == pytest.approx([lrs[3], lrs[5]])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_cross_entropy_is_that_of_torch_without_and_with_label_smoothing(smoothing):
+    logits, labels = 5 * torch.randn(50, 10), torch.randint(10, (50,))
+    for found, rate in zip(train.cross_entropy(logits, labels, smoothing), (0.0, smoothing), strict=True):
+        torch.testing.assert_close(found, F.cross_entropy(logits, labels, reduction="none", label_smoothing=rate))
+
+
+def test_predictions_and_their_score_equal_those_of_a_slow_loop():
+    torch.manual_seed(0)
+    images, labels, model = torch.randint(256, (1003, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (1003,)), Net()
+    model(images[:50])  # in training mode: BatchNorm has seen images
+    logits = train.predict(model, images, "fp32")
     assert not model.training
-    assert (evaluation.correct, evaluation.count) == (sum(hits), 53)
-    assert evaluation.loss == pytest.approx(sum(losses) / 53, rel=1e-4)
+    features = model.blocks((images[:, :, 2:-2, 2:-2] / 255 - MEAN) / STD).mean((2, 3))
+    torch.testing.assert_close(logits, model.classifier(features), rtol=1e-3, atol=1e-4)
+    rows = list(zip(logits.tolist(), labels.tolist()))
+    loss = sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in rows) / 1003
+    hits = sum(row[label] == max(row) for row, label in rows)
+    assert train.score(logits, labels) == Score(pytest.approx(loss, rel=1e-5), hits, 1003)
 
 
-def test_a_run_trains_on_every_image_in_a_new_order_and_evaluates_in_order(tmp_path, on_forward):
-    passes = []
-    on_forward(lambda net, images, logits: passes.append((net.training, images)))
-    argv = [*ARGS, "--epochs", 2, "--later-share", 1, "--augment-until", 0, "--margin", 0]
-    assert run(*argv, "--out", tmp_path / "run") == 0
-    epoch = [True] * STEPS + [False]
-    assert [training for training, _ in passes] == epoch + epoch + [False]  # the last for the pictures
-    digits = load_digits_28x28()
-    expected = sorted(image.numpy().tobytes() for image in digits.train.images / 255)
-    orders = []
-    for first in (0, STEPS + 1):
-        images = torch.cat([images for _, images in passes[first : first + STEPS]])
-        orders.append([image.numpy().tobytes() for image in images])
-        assert sorted(orders[-1]) == expected
-        assert torch.equal(passes[first + STEPS][1], digits.test.images / 255)
-    assert orders[0] != orders[1]
-    assert Checkpoint.load(tmp_path / "run" / "last.pt").scheduler["last_epoch"] == 2 * STEPS
-
-
-@pytest.mark.parametrize(("until", "augmented"), [(0.6, math.ceil(0.6 * 3 * STEPS)), (1, 3 * STEPS), (0, 0)])
-def test_only_the_first_part_of_a_run_is_augmented_and_no_evaluation(tmp_path, on_forward, until, augmented):
-    plain = []
+def test_a_run_augments_its_first_part_and_evaluates_each_epoch_once(tmp_path, on_forward):
+    passes, test = [], load_digits_28x28().test.images
 
     def look(net, images, logits):
-        whole = torch.equal((images * 255).round() / 255, images)  # interpolated pixels are not whole numbers
-        assert net.training or whole
-        assert images.shape[-1] == (28 if whole else 24)  # no work on what the margin crops
+        assert net.blocks[1][0].weight.stride() == (36, 1, 12, 4)  # channels last
+        assert net.dropout.p == 0.3 and logits.dtype == torch.float32
         if net.training:
-            plain.append(whole)
+            whole = torch.equal((images * 255).round() / 255, images)  # interpolated pixels are others
+            passes.append("plain" if whole else "augmented")
+            assert images.shape[-1] == (28 if whole else 24)  # no work on what the margin crops
+        else:
+            passes.append("test" if torch.equal(images, test) else "other")
 
     on_forward(look)
-    argv = [*ARGS, "--epochs", 3, "--later-share", 1, "--augment-until", until, "--margin", 2]
+    argv = [*ARGS, "--epochs", 2, "--later-share", 0.5, "--augment-until", 0.8, "--dropout", 0.3]
     assert run(*argv, "--out", tmp_path / "run") == 0
-    assert plain == [False] * augmented + [True] * (3 * STEPS - augmented)
+    later = math.ceil(round(0.5 * 1437) / 64)
+    augmented = math.ceil(0.8 * (STEPS + later)) - STEPS
+    second = ["augmented"] * augmented + ["plain"] * (later - augmented)
+    assert passes == ["augmented"] * STEPS + ["test"] + second + ["test"]
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_a_flag_decides_the_precision(tmp_path, on_forward, precision, dtype):
-    dtypes = set()
-    on_forward(lambda net, images, logits: dtypes.add(logits.dtype))
-    assert run(*ARGS, "--epochs", 1, "--precision", precision, "--out", tmp_path / "run") == 0
-    assert dtypes == {dtype} and read_metrics(tmp_path / "run")["precision"] == precision
-    assert f", {precision}\n" in (tmp_path / "run" / "log.txt").read_text()
-
-
-# Which epoch a run stops at and keeps
-
-
-def test_a_run_stops_at_the_epoch_that_meets_the_target_and_its_digits_are_those_of_its_seed(tmp_path):
+def test_a_run_depends_on_its_seed_keeps_its_best_epoch_and_stops_at_its_target(tmp_path):
     def epochs(name, *argv):
-        histories = []
-        assert run(*ARGS, "--epochs", 4, *argv, "--out", tmp_path / name, on_epoch=histories.append) == 0
-        metrics = read_metrics(tmp_path / name)
-        assert len(metrics["epochs"]) == len(histories) == len(histories[-1].epochs)
-        return without_seconds(histories[-1]), metrics
+        def look(history):
+            best, last = (Checkpoint.load(tmp_path / name / file).history for file in ("best.pt", "last.pt"))
+            assert last.epochs == history.epochs and best.epochs == history.epochs[: history.best.number]
+            histories.append(history)
 
-    whole, _ = epochs("whole", "--seed", 5, "--target", "none")
-    assert len(whole) == 4
+        histories = []
+        assert run(*ARGS, "--epochs", 4, *argv, "--out", tmp_path / name, on_epoch=look) == 0
+        assert len(histories) == len(histories[-1].epochs) == len(read_metrics(tmp_path / name)["epochs"])
+        return [replace(epoch, seconds=0) for epoch in histories[-1].epochs]
+
+    whole = epochs("whole", "--seed", 5)
     target = whole[1].accuracy
     expected = next(epoch.number for epoch in whole if epoch.accuracy >= target)
-    stopped, metrics = epochs("stopped", "--seed", 5, "--target", target)
-    assert stopped == whole[:expected] and metrics["target_epoch"] == expected < 4
-    log = (tmp_path / "stopped" / "log.txt").read_text()
-    assert f"\nTarget {target:.2f}%: met at epoch {expected}\n" in log and "Epoch 4/4" not in log
-    other, _ = epochs("other", "--seed", 6, "--target", 100)
-    assert len(other) == 4 and other != whole
+    assert epochs("stopped", "--seed", 5, "--target", target) == whole[:expected] != whole
+    other = epochs("other", "--seed", 6, "--target", 100)
+    assert len(other) == 4 and other != whole and len({epoch.accuracy for epoch in other}) > 1
 
 
-@pytest.fixture
-def blank(mnist_dir):
-    """blank(split): the small data set with nothing in the images of one split, on which all nets are equally good."""
-
-    def make(name, count):
-        path = mnist_dir / name
-        path.write_bytes(idx_bytes(torch.zeros(count, 28, 28, dtype=torch.uint8)))
-        return ["--data-dir", mnist_dir, *ARGS[2:], "--epochs", 4, "--lr", 0.1, "--target", "none"]
-
-    return lambda split: make(DATA_FILES[0], 70) if split == "train" else make(DATA_FILES[2], 30)
-
-
-def test_the_checkpoint_best_is_of_the_first_of_the_best_epochs(tmp_path, blank):
-    def look(history):
-        best, last = (Checkpoint.load(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
-        assert (len(best.history.epochs), len(last.history.epochs)) == (1, len(history.epochs))
-
-    assert run(*blank("test"), "--out", tmp_path / "run", on_epoch=look) == 0
-    metrics = read_metrics(tmp_path / "run")
-    assert [epoch["test_accuracy"] for epoch in metrics["epochs"]] == [10] * 4 and metrics["best_test_accuracy"] == 10
-
-
-def test_best_follows_the_accuracy_while_it_rises(tmp_path):
-    def look(history):
-        best, last = (Checkpoint.load(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
-        assert len(last.history.epochs) == len(history.epochs)
-        assert best.history.final.accuracy == max(epoch.accuracy for epoch in history.epochs)
-
-    assert run(*ARGS, "--epochs", 3, "--out", tmp_path / "run", on_epoch=look) == 0
-    assert len(Checkpoint.load(tmp_path / "run" / "best.pt").history.epochs) > 1
-
-
-def test_held_out_images_choose_the_epoch_and_the_test_set_is_seen_once_by_its_weights(tmp_path, blank, on_forward):
-    evaluated, histories = [], []
+def test_held_out_images_choose_the_weights_that_see_the_test_set_once(tmp_path, mnist_dir, on_forward, ended):
+    """No training image shows anything: on such images all epochs are equally good, and the first is the best."""
+    (mnist_dir / DATA_FILES[0]).write_bytes(idx_bytes(torch.zeros(70, 28, 28, dtype=torch.uint8)))
+    evaluated, histories, folder = [], [], tmp_path / "run"
     on_forward(lambda net, images, logits: None if net.training else evaluated.append(len(images)))
-    argv = [*blank("train"), "--batch-size", 25, "--holdout", 20, "--out", tmp_path / "run"]
-    assert run(*argv, on_epoch=histories.append) == 0
+    argv = [*ARGS[2:], "--data-dir", mnist_dir, "--epochs", 4, "--lr", 0.1, "--batch-size", 25, "--holdout", 20]
+    assert run(*argv, "--out", folder, on_epoch=histories.append) == 0
     assert evaluated == [20] * 4 + [30]
-    history, metrics = histories[-1], read_metrics(tmp_path / "run")
+    nets = [Checkpoint.load(folder / name).net() for name in ("best.pt", "last.pt")]
+    images, labels = load_data(Settings(data_dir=str(mnist_dir)), False).test
+    best, last = (train.predict(net, images, "fp32") for net in nets)
+    torch.testing.assert_close(ended, [best])
+    assert not torch.allclose(best, last, rtol=0.01)
+    history, metrics, log = histories[-1], read_metrics(folder), (folder / "log.txt").read_text()
     assert history.best.number == 1 and metrics["best_holdout_accuracy"] == 10
-    best, last = (Checkpoint.load(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
-    test = Loader(*load_data(best.settings).test, 1000)
-    by_best, by_last = (train.evaluate(checkpoint.net(), test, "fp32") for checkpoint in (best, last))
-    assert history.test.loss == pytest.approx(by_best.loss, rel=1e-5) and history.test.correct == by_best.correct
-    assert abs(by_last.loss - by_best.loss) > 1e-3 * by_best.loss
-    assert (metrics["test_loss"], metrics["test_accuracy"]) == (history.test.loss, history.test.accuracy)
-    assert f"\n{history.test.line('test')}\n" in (tmp_path / "run" / "log.txt").read_text()
-    assert "50 training, 20 held-out and 30 test images" in (tmp_path / "run" / "log.txt").read_text()
+    assert history.test == train.score(ended[0], labels) and metrics["test_loss"] == history.test.loss
+    assert f"\n{history.test.line('test')}\n" in log and "50 training, 20 held-out and 30 test images" in log
 
 
-# A run as a whole
-
-
-def test_a_full_run_as_a_user_sees_it(tmp_path):
-    """By subprocess: the log lines, the files, and a checkpoint that gives the logged figures again."""
-    command = [sys.executable, ROOT / "train.py", "--recipe", "fast", *ARGS, "--epochs", "2", "--seed", "3"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0 and result.stderr == ""  # no bar where there is no terminal
+def test_a_run_as_a_user_sees_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("--recipe", "fast", *ARGS, "--epochs", 2, "--target", 99.9, "--seed", 3, plots=True) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""  # no bar where there is no terminal
     [folder] = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-seed3", folder.name)
     assert sorted(path.name for path in folder.iterdir()) == sorted([".lock", *FILES])
-    assert (folder / "log.txt").read_text() == result.stdout
-
-    lines = re.findall(
-        r"^Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/360 \((\d+\.\d\d)%\)$", result.stdout, re.M
-    )
-    assert len(lines) == len(re.findall(r"^Epoch \d/2: \d+ images, Train loss: ", result.stdout, re.M)) == 2
-    checkpoint, metrics = Checkpoint.load(folder / "last.pt"), read_metrics(folder)
-    parameters = sum(parameter.numel() for parameter in checkpoint.net().parameters())
-    for line in (
-        f"Run: {folder.relative_to(tmp_path)}, seed 3",
-        "Recipe: fast --widths 4 4 4 4 4 --epochs 2",
-        "Data: digits, 1437 training and 360 test images",
-        f"Model: {parameters} parameters",
-        f"Device: cpu, 1 CPU threads, torch {torch.__version__}, fp32",
-        f"Final test accuracy: {lines[-1][2]}% (epoch 2)",
-        "Target 99.40%: not met in 2 epochs",
-    ):
-        assert f"{line}\n" in result.stdout
-
-    expected = {"recipe": "fast", "dataset": "digits", "seed": 3, "params": parameters, "device": "cpu", "threads": 1}
-    assert expected.items() <= metrics.items()
-    assert metrics["config"]["margin"] == 2 and metrics["config"]["widths"] == [4] * 5
-    assert [epoch["epoch"] for epoch in metrics["epochs"]] == [1, 2]
-    assert metrics["final_test_accuracy"] == metrics["epochs"][-1]["test_accuracy"] == 100 * int(lines[-1][1]) / 360
-    assert sum(epoch["seconds"] for epoch in metrics["epochs"]) == pytest.approx(metrics["train_seconds"])
-    assert 0 < metrics["train_seconds"] < metrics["total_seconds"]
-
-    evaluation = train.evaluate(checkpoint.net(), Loader(*load_digits_28x28().test, 1000), "fp32")
-    assert evaluation.accuracy == metrics["final_test_accuracy"]
-    assert evaluation.loss == pytest.approx(float(lines[-1][0]), abs=1e-4)
+    net, metrics, test = Checkpoint.load(folder / "last.pt").net(), read_metrics(folder), load_digits_28x28().test
+    line = train.score(train.predict(net, test.images, "fp32"), test.labels).line("test")
+    expected = f"""Run: runs/{folder.name}, seed 3
+Recipe: fast --widths 4 4 4 4 4 --epochs 2
+Data: digits, 1437 training and 360 test images
+Model: {sum(parameter.numel() for parameter in net.parameters())} parameters
+Device: cpu, 1 CPU threads, torch {torch.__version__}, fp32
+Epoch 1/2: 575 images, Train loss: #, Accuracy: #%, lr: #, # s
+Test set: Average loss: #, Accuracy: #/360 (#%)
+Epoch 2/2: 144 images, Train loss: #, Accuracy: #%, lr: 0.0000, # s
+{line}
+Best test accuracy: #% (epoch #)
+Final test accuracy: {metrics["final_test_accuracy"]:.2f}% (epoch 2)
+Target 99.90%: not met in 2 epochs
+Training time: # s, in total # s, peak memory # MB
+"""
+    assert re.fullmatch(re.escape(expected).replace(r"\#", r"[\d.]+"), printed.out), printed.out
+    assert (folder / "log.txt").read_text() == printed.out
+    assert metrics["recipe"] == "fast" and 0 < metrics["train_seconds"] < metrics["total_seconds"]
 
 
-def test_train_is_a_function_that_returns_the_history(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    recipe, lengths = replace(DEFAULT, widths=(4,) * 5, batch_size=96, epochs=2, later_share=1.0), []
-    settings = Settings(recipe, target=None, dataset="digits", threads=1, device="cpu")
-    history = train.train(settings, on_epoch=lambda history: lengths.append(len(history.epochs)))
-    of_steps = list(rates(recipe, 30))
-    assert [epoch.lr for epoch in history.epochs] == [of_steps[14], of_steps[29]]  # of the last step
-    assert lengths == [1, 2] and history.final.number == 2 and history.test is None
-    [folder] = (tmp_path / "runs").iterdir()
-    metrics, checkpoint = read_metrics(folder), Checkpoint.load(folder / "last.pt")
-    assert history.metrics(None).items() <= metrics.items()
-    assert checkpoint.settings == replace(settings, processes=1) and checkpoint.history.epochs == history.epochs
-
-    named = train.train(settings, RunFolder(tmp_path / "named"))
-    assert without_seconds(named) == without_seconds(history)
-    assert sorted(path.name for path in (tmp_path / "named").iterdir()) == sorted([".lock", *FILES])
+def test_train_is_a_function_that_returns_the_history_and_ends_with_the_last_logits(tmp_path, on_forward, ended):
+    dtypes, lengths, recipe = set(), [], replace(DEFAULT, widths=(4,) * 5, epochs=2)
+    on_forward(lambda net, images, logits: dtypes.add(logits.dtype))
+    settings = Settings(recipe, target=None, dataset="digits", threads=1, device="cpu", precision="bf16")
+    run = RunFolder(tmp_path / "run", pictures=False)
+    history = train.train(settings, run, on_epoch=lambda history: lengths.append(len(history.epochs)))
+    checkpoint = Checkpoint.load(tmp_path / "run" / "last.pt")
+    assert lengths == [1, 2] and checkpoint.settings == settings and checkpoint.history.epochs == history.epochs
+    assert train.train(settings, RunFolder(resume=tmp_path / "run", pictures=False)).epochs == history.epochs
+    expected = train.predict(checkpoint.net(), load_digits_28x28().test.images, "bf16")
+    assert dtypes == {torch.bfloat16} and expected.dtype == torch.float32
+    torch.testing.assert_close(ended, [expected] * 2)
 
 
-@pytest.mark.parametrize(
-    ("training", "expected"),
-    [
-        (True, f"the loss is nan at step {2 * STEPS + 1}, learning rate 0."),
-        (False, "the test loss is nan after epoch 3"),
-    ],
-)
-def test_a_loss_that_is_nan_stops_the_run_and_keeps_the_epochs_before_it(
-    tmp_path, capsys, on_forward, training, expected
-):
-    epochs = []
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loss_that_is_nan_stops_the_run_and_keeps_the_epochs_before_it(tmp_path, capsys, on_forward, training):
+    epochs, step = [], 2 * STEPS + 1
     on_forward(lambda net, images, logits: logits * math.nan if (net.training, len(epochs)) == (training, 2) else None)
     argv = [*ARGS, "--epochs", 9, "--later-share", 1, "--out", tmp_path / "run"]
     assert run(*argv, on_epoch=lambda _: epochs.append(1)) == 2
+    expected = f"the loss is nan at step {step}, learning rate 0." if training else "the test loss is nan after epoch 3"
     assert_one_line(capsys.readouterr(), expected, "try a lower --lr")
     last_line = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
-    assert last_line.startswith(f"Stopped: {expected}") and last_line.endswith("epochs finished: 2")
-    checkpoint, metrics = Checkpoint.load(tmp_path / "run" / "last.pt"), read_metrics(tmp_path / "run")
-    assert len(metrics["epochs"]) == len(checkpoint.history.epochs) == 2
+    assert re.fullmatch(rf"Stopped: {expected}.*; epochs finished: 2", last_line)
+    checkpoint = Checkpoint.load(tmp_path / "run" / "last.pt")
+    assert len(read_metrics(tmp_path / "run")["epochs"]) == len(checkpoint.history.epochs) == 2
     assert all(value.isfinite().all() for value in checkpoint.model.values())
