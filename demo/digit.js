@@ -1,4 +1,4 @@
-// Reads the digit that is drawn on the page. MODEL, from model.js, is written by export.py.
+// Reads the digit that is drawn on the page. MODEL, from model.js, is written by study/export.py.
 "use strict";
 
 const SIDE = 28; // of MNIST's images

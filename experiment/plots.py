@@ -16,6 +16,7 @@ from model import SIDE
 WIDTH = 8.3  # inches of every picture: at the width of a README, 830 pixels, text of 10 points is easy to read
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by the colour-blind too (Okabe and Ito)
 MISTAKES, COLUMNS = 64, 10  # at most so many wrong images, so many in a row
+SMALLEST = 0.01  # error in percent that is drawn as none, which has no logarithm
 
 
 def drawn(draw, metrics, dataset, logits):
@@ -69,14 +70,15 @@ def draw_curves(figure, metrics, dataset, logits):
     loss.plot(numbers, [epoch[f"{split}_loss"] for epoch in epochs], "o-", color=BLUE, markersize=5, label=split)
     log_scale(loss, "{x:g}", "cross-entropy")
     for name, color, label in (("train", VERMILLION, "training, means of an epoch"), (split, BLUE, split)):
-        errors = [max(100 - epoch[f"{name}_accuracy"], 0.05) for epoch in epochs]  # zero has no logarithm
+        errors = [max(100 - epoch[f"{name}_accuracy"], SMALLEST) for epoch in epochs]
         accuracy.plot(numbers, errors, "o-", color=color, markersize=5, label=label)
-    text = f"{100 - errors[-1]:.2f}%"
+    text = f"{epochs[-1][f'{split}_accuracy']:.2f}%"
     accuracy.annotate(text, (numbers[-1], errors[-1]), (0, 7), textcoords="offset points", ha="right")
     if metrics["target"] is not None:
-        error = max(100 - metrics["target"], 0.05)
+        error = max(100 - metrics["target"], SMALLEST)
         accuracy.axhline(error, color="0.45", linestyle="--", label=f"target {metrics['target']:g}%")
-    log_scale(accuracy, lambda error, _: f"{100 - error:g}", "accuracy (%)")  # every halving of the error is as high
+    # Errors on a logarithmic axis that is labelled with accuracies: every halving of the error takes the same height.
+    log_scale(accuracy, lambda error, _: f"{100 - error * (error > SMALLEST):g}", "accuracy (%)")
     accuracy.invert_yaxis()
     rate.plot(positions, rates, color=GREEN)
     rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None), xlim=(0, 1.01 * len(epochs)))
@@ -159,13 +161,16 @@ def draw_image(axes, image, x, y):
 
 def draw_confusion(figure, metrics, dataset, logits):
     """How often which digit was taken for which; a few mistakes are coloured as visibly as many."""
+    from matplotlib import colormaps
+
     labels, answers = dataset.test.labels.cpu(), logits.argmax(1)
     counts = torch.bincount(10 * labels + answers, minlength=100).view(10, 10)
     errors = counts - counts.diag().diag()
     figure.set_size_inches(WIDTH, 5.2)
     write_title(figure, metrics, f"{errors.sum():,} of {len(labels):,} test images wrong {shown_weights(metrics)}")
     axes = figure.subplots()
-    axes.imshow(errors.sqrt(), cmap="Oranges", vmin=0, vmax=max(1, 3 * int(errors.max())) ** 0.5, aspect="auto")
+    shades, top = errors.sqrt().fill_diagonal_(math.nan).numpy(), max(1, 3 * int(errors.max())) ** 0.5
+    axes.imshow(shades, cmap=colormaps["Oranges"].with_extremes(bad="0.93"), vmin=0, vmax=top, aspect="auto")
     for label, answer in counts.nonzero().tolist():
         axes.text(answer, label, int(counts[label, answer]), ha="center", va="center")
     axes.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, RUN, assert_one_line, read_metrics, run
+from conftest import ROOT, RUN, assert_one_line, run
 
 from experiment.errors import FileError
 from experiment.files import lock, replace_file, write_json
@@ -34,72 +34,42 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_other(tmp_path, mon
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    path = tmp_path / "file"
-    replace_file(path, b"old")
-    monkeypatch.setattr(os, step, fail)
-    with pytest.raises(FileError, match="file cannot be written: No space left on device"):
-        replace_file(path, b"new")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_json_is_strict(tmp_path):
-    path = tmp_path / "metrics.json"
+    path = tmp_path / "file.json"
     write_json(path, {"loss": 0.5})
-    for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError):
-            write_json(path, {"loss": value})
-    assert path.read_text() == '{\n  "loss": 0.5\n}\n'
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(FileError, match="file.json cannot be written: No space left on device"):
+        write_json(path, {"loss": 0.25})
+    with pytest.raises(ValueError):  # JSON has no NaN
+        write_json(path, {"loss": float("nan")})
+    assert path.read_text() == '{\n  "loss": 0.5\n}\n' and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_another_process_uses_is_locked_until_that_process_is_killed(tmp_path, kind):
-    path = tmp_path if kind == "folder" else tmp_path / "results.json"
-    hold = "import sys; from experiment.files import lock; held = lock(sys.argv[1]); print('held', flush=True); input()"
-    command = [sys.executable, "-c", hold, path]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(FileError) as refused:
+def test_what_another_process_uses_is_locked_until_that_process_is_killed(tmp_path):
+    hold = "import sys; from experiment.files import lock; held = [*map(lock, sys.argv[1:])]; print('held', flush=True)"
+    paths, options = (tmp_path, tmp_path / "results.json"), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", f"{hold}; input()", *paths], cwd=ROOT, **options) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            for path in paths:
+                with pytest.raises(FileError) as refused:
+                    lock(path)
+                assert str(refused.value) == f"{path} is in use by another process; wait until it ends"
+        finally:
+            process.kill()
+    for path in paths:
+        held = lock(path)
+        with pytest.raises(FileError, match="in use"):  # within one process too
             lock(path)
-        process.kill()
-    assert str(refused.value) == f"{path} is in use by another process; wait until it ends"
-    lock(path).release()
-
-
-def test_a_lock_is_held_and_released_within_one_process_too(tmp_path):
-    held = lock(tmp_path)
-    with pytest.raises(FileError, match="in use"):
-        lock(tmp_path)
-    held.release()
-    lock(tmp_path).release()
-
-
-def test_a_lock_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(FileError, match="cannot be written"):
-        lock(tmp_path / "file" / "results.json")
-
-
-def refuse_locks(monkeypatch, error):
-    """The file system refuses them, as network file systems do."""
-    fcntl = pytest.importorskip("fcntl")  # not there on Windows
-
-    def refuse(*args):
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-
-
-@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
-def test_without_locks_training_goes_on_with_a_warning(tmp_path, monkeypatch, capsys, error):
-    refuse_locks(monkeypatch, error)
-    assert run(*RUN, "--epochs", 1, "--out", tmp_path / "run") == 0
-    assert f"Warning: {tmp_path / 'run'} cannot be locked ({os.strerror(error)})" in capsys.readouterr().out
-    assert len(read_metrics(tmp_path / "run")["epochs"]) == 1
-    assert run("--resume", tmp_path / "run") == 0
+        held.release()
 
 
 def test_a_start_whose_lock_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys):
-    refuse_locks(monkeypatch, errno.EIO)
+    fcntl = pytest.importorskip("fcntl")  # not there on Windows
+
+    def refuse(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "notes.txt").touch()
     for name, left in (("new", []), ("own", ["notes.txt"])):

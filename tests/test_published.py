@@ -1,73 +1,96 @@
-"""The published recipes are what published.py says of them: parameter counts, schedule, augmentation, split."""
+"""The published recipes are what their READMEs say, and are trained as these say."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
-from conftest import assert_one_line, read_metrics
+import torch.nn.functional as F
+from conftest import read_metrics
+from torch import nn
 from torchvision.transforms import RandomAffine
 
+from data import Split
 from experiment.datasets import load_mnist
 from experiment.errors import DataError
 from model import MEAN, STD, count_parameters
-from study import train_published
 from study.published import PUBLISHED
 from study.results import add_run
-from study.train_published import main, make_loader
+from study.train_published import evaluate, main, make_loader
 
-NAMES = pytest.mark.parametrize("name", PUBLISHED)
+# Layers: C is a convolution with padding, c one without, 1 one of 1 x 1; ReLU, BatchNorm, Dropout, MaxPool, average,
+# Linear. Then dropout; optimizer, lr, weight decay; first rate, peak, when in the run, last rate; the others.
+RECIPES = """
+net-11034 CRBDCRBDMCRBDCRBDMcRBDA1       Dropout   0.1  SGD   0.1   0    0.004 0.1   0.2 4e-7  128  15 0   0
+net-14314 CBRDCBRDMDCBRCBRMD1BRCBRMD1RAL Dropout   0.1  Adam  0.001 1e-4 4e-4  0.01  0.2 4e-8  128  20 0   10000
+net-19576 cBRcRMDcRcBRMDCRLRL            Dropout2d 0.15 AdamW 0.001 0.01 0.001 0.01  0.3 1e-5  1024 20 0.1 0
+net-10170 CBRCBRMDCBRMD1CBRCBRCBRDAL     Dropout   0.1  SGD   0.01  0    0.01  0.01  0   0.01  128  20 0   0
+net-9720  CRBDCRBDMCRBDCRBDMcRBDcA       Dropout2d 0.05 Adam  0.001 0    0.001 0.001 0   0.001 128  20 0   0
+"""
+LETTERS = {nn.ReLU: "R", nn.BatchNorm2d: "B", nn.Dropout: "D", nn.Dropout2d: "D", nn.MaxPool2d: "M", nn.Linear: "L"}
+LETTERS |= {nn.AvgPool2d: "A", nn.AdaptiveAvgPool2d: "A", nn.Flatten: ""}
+CONVOLUTIONS = {((3, 3), (1, 1)): "C", ((3, 3), (0, 0)): "c", ((1, 1), (0, 0)): "1"}
 
 
-@NAMES
-def test_parameter_counts_and_logits(name):
-    model = PUBLISHED[name].net()
-    assert count_parameters(model) == int(name.removeprefix("net-"))
-    assert model.eval()(torch.randn(3, 1, 28, 28)).shape == (3, 10)
+def letter(layer):
+    is_convolution = isinstance(layer, nn.Conv2d)
+    return CONVOLUTIONS[layer.kernel_size, layer.padding] if is_convolution else LETTERS[type(layer)]
 
 
-@NAMES
-def test_schedule(name):
-    recipe, model = PUBLISHED[name], PUBLISHED[name].net()
-    optimizer = recipe.optimizer(model.parameters())
+@pytest.mark.parametrize("row", RECIPES.strip().splitlines(), ids=PUBLISHED)
+def test_a_recipe_is_what_its_readme_says(row):
+    name, layers, dropout, rate, optimizer_name, *figures = row.split()
+    recipe, net, figures = PUBLISHED[name], PUBLISHED[name].net(), list(map(float, figures))
+    optimizer = recipe.optimizer(net.parameters())
     scheduler, rates = recipe.scheduler(optimizer, 40), []
     for _ in range(40):
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    expected = recipe.one_cycle["max_lr"] if recipe.one_cycle else optimizer.defaults["lr"]
-    assert max(rates) == pytest.approx(expected, rel=0.02)
-    assert (rates[-1] < rates[0]) == bool(recipe.one_cycle)
+    assert "".join(letter(layer) for layer in net) == layers and count_parameters(net) == int(name[4:])
+    assert {f"{type(layer).__name__} {layer.p}" for layer in net if letter(layer) == "D"} == {f"{dropout} {rate}"}
+    assert type(optimizer).__name__ == optimizer_name and optimizer.defaults.get("momentum", 0.9) == 0.9
+    found = [recipe.optimizer.keywords["lr"], optimizer.defaults["weight_decay"], rates[0], max(rates)]
+    found += [(rates.index(max(rates)) + bool(recipe.one_cycle)) / 40, rates[-1], recipe.batch_size, recipe.epochs]
+    assert [*found, recipe.label_smoothing, recipe.held_out] == pytest.approx(figures)
 
 
-@NAMES
-def test_batches_hold_out_augment_and_normalise(name, mnist_dir):
-    recipe = dataclasses.replace(PUBLISHED[name], held_out=10 if PUBLISHED[name].held_out else 0)
-    dataset = load_mnist(mnist_dir)
-    loader = make_loader(dataset.train, recipe)
-    count = 70 - recipe.held_out
-    assert len(loader) == math.ceil(count / recipe.batch_size)
-    images = torch.cat([images for images, _ in loader])
-    if recipe.affine:
-        assert isinstance(loader.dataset.transform.transforms[0], RandomAffine)
-    else:
+def test_batches_hold_out_the_same_images_each_time_augment_and_normalise(mnist_dir):
+    train, found = load_mnist(mnist_dir).train, []
+    recipe = dataclasses.replace(PUBLISHED["net-14314"], held_out=10)
+    for _ in range(2):
+        images, labels = next(iter(make_loader(train, recipe)))
         pixels = (images * STD + MEAN).mul(255).round().byte().flatten(1)
-        known = set(map(tuple, dataset.train.images.flatten(1).tolist()))
-        assert len(set(map(tuple, pixels.tolist())) & known) == count
-    assert len(images) == count
+        found.append(dict(zip(map(tuple, pixels.tolist()), labels.tolist())))
+    known = dict(zip(map(tuple, train.images.flatten(1).tolist()), train.labels.tolist()))
+    assert found[0] == found[1] and len(found[0]) == 60 and found[0].items() <= known.items()
+    assert list(found[0]) != list(found[1])  # shuffled
+    with pytest.raises(DataError, match="found 70 training images, expected more than the 10000"):
+        make_loader(train, PUBLISHED["net-14314"])
+    affine = make_loader(train, PUBLISHED["net-19576"]).dataset.transform.transforms[0]
+    assert isinstance(affine, RandomAffine) and (affine.degrees, affine.shear) == ([-10, 10], [-5, 5])
+    assert affine.translate == (0.1, 0.1) and affine.scale == (0.9, 1.1)
 
 
-def test_more_images_held_out_than_there_are(mnist_dir, tmp_path, capsys):
-    assert main(["net-14314", "--data-dir", str(mnist_dir), "--out", str(tmp_path / "run")]) == DataError.exit_code
-    assert_one_line(capsys.readouterr(), "found 70 training images", name="train_published.py")
-    assert not (tmp_path / "run").exists()
+def test_evaluation_is_that_of_a_slow_loop_over_normalised_images():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (1100, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    split, net = Split(images, torch.arange(1100) % 10), PUBLISHED["net-10170"].net()
+    score = evaluate(net.train(), split, "cpu")
+    with torch.no_grad():
+        logits = torch.cat([net.eval()((part / 255 - 0.1307) / 0.3081) for part in images.split(11)])
+    assert (score.correct, score.count) == ((logits.argmax(1) == split.labels).sum(), 1100)
+    assert score.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
 
 
-def test_a_short_run(mnist_dir, tmp_path, monkeypatch):
-    recipe = dataclasses.replace(PUBLISHED["net-9720"], epochs=2)
-    monkeypatch.setitem(train_published.PUBLISHED, "net-9720", recipe)
-    argv = ["net-9720", "--data-dir", str(mnist_dir), "--out", str(tmp_path / "run")]
-    assert main(argv) == 0
-    metrics = read_metrics(tmp_path / "run")
-    assert len(metrics["epochs"]) == 2 and metrics["params"] == 9720
-    add_run({"recipe": "net-9720", "runs": []}, metrics, 1.0)  # finds in them all that it wants
+def test_a_short_run_steps_the_schedule_with_each_batch_and_smooths_the_labels(mnist_dir, tmp_path, monkeypatch):
+    losses = []
+    for smoothing in (0.0, 0.1):
+        recipe = dataclasses.replace(PUBLISHED["net-19576"], epochs=2, batch_size=35, label_smoothing=smoothing)
+        monkeypatch.setitem(PUBLISHED, "net-19576", recipe)
+        out = tmp_path / str(smoothing)
+        assert main(["net-19576", "--data-dir", str(mnist_dir), "--out", str(out), "--threads", "1"]) == 0
+        metrics = read_metrics(out)
+        add_run({"recipe": "net-19576", "runs": []}, metrics, 1.0)  # finds in them all that it wants
+        assert metrics["params"] == 19576 and metrics["epochs"][-1]["lr"] == pytest.approx(1e-5)
+        losses.append([epoch["test_loss"] for epoch in metrics["epochs"]])
+    assert losses[0] != losses[1]

@@ -8,55 +8,47 @@ from experiment.errors import FileError
 from study.results import add_run, read_results, summarise
 
 
-def metrics(seed, *accuracies, **other):
-    epochs = [{"test_accuracy": accuracy, "seconds": 2.0, "images": 100} for accuracy in accuracies]
-    facts = {"params": 1000, "peak_memory_mb": 500, "train_images": 80, "threads": 2, "precision": "fp32"}
-    figures = {"final_test_accuracy": accuracies[-1], "train_seconds": 2.0 * len(epochs)}
-    return {"seed": seed, "epochs": epochs, **facts, **figures, **other}
-
-
-def new():
-    return {"recipe": "default", "params": 1000, "config": {}, "machine": "", "versions": {}, "runs": []}
+def result_of(*runs, seconds=(2.0, 2.0, 2.0)):
+    """A result with runs of these seeds and accuracies after each epoch."""
+    result = {"recipe": "default", "params": 1000, "config": {}, "machine": "", "versions": {}, "runs": []}
+    for seed, *accuracies in runs:
+        epochs = [{"test_accuracy": a, "seconds": s + seed, "images": 100} for a, s in zip(accuracies, seconds)]
+        facts = {"params": 1000, "peak_memory_mb": 500 + seed, "train_images": 80, "threads": 2, "precision": "fp32"}
+        figures = {"final_test_accuracy": accuracies[-1], "train_seconds": sum(epoch["seconds"] for epoch in epochs)}
+        add_run(result, {"seed": seed, "epochs": epochs, **facts, **figures}, 9.0 + seed)
+    return result
 
 
 def test_summary_by_hand():
-    result = new()
-    for seed, final in enumerate((99.3, 99.4, 99.5, 99.6)):
-        add_run(result, metrics(seed, 98.0, 99.5, final), 9.0)
-    assert result["mean"] == pytest.approx(99.45)
-    assert result["std"] == pytest.approx(0.1291, abs=1e-4)  # sqrt((0.15² + 0.05² + 0.05² + 0.15²) / 3)
-    half = 3.1824 * 0.12910 / 2  # Student's t for 3 degrees of freedom; sqrt(4) runs
-    assert result["ci95"] == pytest.approx([99.45 - half, 99.45 + half], abs=2e-4)
+    finals = (99.3, 99.4, 99.5, 99.6, 99.7)
+    result = result_of(*((seed, 98.0, 99.39 + 0.01 * (seed > 1), final) for seed, final in enumerate(finals)))
+    assert result["mean"] == 99.5 and result["std"] == pytest.approx(0.1581, abs=1e-4)  # sqrt(0.1 / 4)
+    half = 2.7764 * 0.15811 / 5**0.5  # Student's t for 4 degrees of freedom; 5 runs
+    assert result["ci95"] == pytest.approx([99.5 - half, 99.5 + half], abs=2e-4)
     summary = summarise(result["runs"])
-    assert (summary["reached"], summary["min"], summary["first_epoch"]) == (3, 99.3, 2)
-    assert summary["seconds"] == [2.0, 4.0, 6.0] and summary["passes"] == 3 * 100 / 80
+    assert (summary["reached"], summary["min"], summary["first_epoch"], summary["n"]) == (4, 99.3, 3, 5)
+    assert summary["seconds"] == [4.0, 8.0, 12.0] and summary["seconds_to_target"] == 12.0
+    assert (summary["passes"], summary["total_seconds"], summary["peak_memory_mb"]) == (3 * 100 / 80, 11.0, 504)
+    earlier = summarise(result_of((0, 98.0, 99.4, 99.3))["runs"])
+    assert (earlier["first_epoch"], earlier["seconds_to_target"], earlier["reached"]) == (2, 4.0, 0)
+    never = summarise(result_of((0, 98.0, 99.3))["runs"])
+    assert (never["first_epoch"], never["seconds_to_target"]) == (None, 4.0)
 
 
-def test_runs_are_in_the_order_of_their_seeds_and_one_run_has_no_deviation():
-    result = new()
-    add_run(result, metrics(5, 99.0), 9.0)
-    assert result["std"] is None and result["ci95"] is None
-    add_run(result, metrics(3, 99.2), 9.0)
-    assert [run["seed"] for run in result["runs"]] == [3, 5] and result["mean"] == 99.1
-
-
-@pytest.mark.parametrize("content", ["", "{}x", '[{"recipe": "default"}]', "[1]", '{"runs": []}', "[[]]"])
-def test_a_damaged_file_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "results.json"
-    path.write_text(content)
-    with pytest.raises(FileError, match=f"{path} is not a benchmark's JSON"):
-        read_results(path)
-    path.write_text(json.dumps([new()]))
-    assert read_results(path) == [new()]
+def test_runs_are_in_the_order_of_their_seeds_and_few_runs_have_no_interval():
+    one, four = result_of((5, 99.0)), result_of(*((seed, 99.0) for seed in (3, 2, 7, 4)))
+    assert one["std"] is None and one["ci95"] is None and four["std"] == 0 and four["ci95"] is None
+    assert [run["seed"] for run in four["runs"]] == [2, 3, 4, 7]
 
 
 @pytest.mark.parametrize("change", [{"epoch_test_accuracy": None}, {"final_test_accuracy": "99"}, {"seed": ...}])
-def test_a_damaged_run_is_refused_too(tmp_path, change):
-    result, path = new(), tmp_path / "results.json"
-    add_run(result, metrics(5, 99.0, 99.4), 9.0)
+def test_a_damaged_file_is_refused_by_name(tmp_path, change):
+    result, path = result_of((5, 99.0, 99.4)), tmp_path / "results.json"
     path.write_text(json.dumps([result]))
     assert read_results(path) == [result]
     run = {name: value for name, value in {**result["runs"][0], **change}.items() if value is not ...}
-    path.write_text(json.dumps([{**result, "runs": [run]}]))
-    with pytest.raises(FileError, match=f"{path} is not a benchmark's JSON"):
-        read_results(path)
+    damaged = json.dumps([{**result, "runs": [run]}])
+    for content in (damaged, "", "{}x", '[{"recipe": "default"}]', "[1]", '{"runs": []}', "[[]]"):
+        path.write_text(content)
+        with pytest.raises(FileError, match=f"{path} is not a benchmark's JSON"):
+            read_results(path)

@@ -1,9 +1,9 @@
-"""The folder of a run: new ones, what is refused, and resuming to the same bits."""
+"""The folder of a run: new ones, what is refused, what is logged, and resuming to the same bits."""
 
 import contextlib
 import os
+import re
 import shutil
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,129 +11,118 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    DIGITS,
-    PYTHON,
-    ROOT,
-    RUN,
-    SMALL,
-    assert_one_line,
-    assert_refused,
-    read_metrics,
-    run,
-    same,
-    without_times,
-)
+from conftest import DIGITS, PYTHON, RUN, SMALL, assert_one_line, assert_refused, read_metrics, run, same, without_times
 
 import train
+from experiment import run_folder
+from experiment.checkpoint import Checkpoint
 from experiment.datasets import FILES as MNIST_FILES
-from experiment.errors import FileError
+from experiment.errors import CheckpointError, DataError, FileError, OutOfMemory
 from experiment.files import lock
-from experiment.plots import PICTURES
-from experiment.run_folder import FILES, RunFolder, create_folder
+from experiment.run_folder import FILES, PICTURES, RunFolder, create_folder
 from experiment.settings import Recipe, Settings
 
+SETTINGS = Settings(Recipe(widths=(4,) * 5, epochs=2, batch_size=479), dataset="digits", device="cpu", target=None)
 
-def interrupt(history):
+
+def interrupt(history=None):
     raise KeyboardInterrupt
 
 
 # New folders
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_run_is_never_overwritten(tmp_path, capsys, name):
-    (tmp_path / name).write_text("old")
-    assert_refused(capsys, [*DIGITS, "--out", tmp_path], f"--out {tmp_path} already holds a run ({name})")
-    assert list(tmp_path.iterdir()) == [tmp_path / name] and (tmp_path / name).read_text() == "old"
+def test_a_run_is_never_overwritten(tmp_path, capsys):
+    for name in FILES:
+        (tmp_path / name).write_text("old")
+        assert_refused(capsys, [*DIGITS, "--out", tmp_path], f"--out {tmp_path} already holds a run ({name})")
+        assert list(tmp_path.iterdir()) == [tmp_path / name] and (tmp_path / name).read_text() == "old"
+        (tmp_path / name).unlink()
 
 
-def create_at_once(out, count=8):
-    """The folders, or errors, of `count` runs that start at the same moment."""
-    barrier = threading.Barrier(count, timeout=60)
-
-    def create():
-        barrier.wait()
-        try:
-            folder, held = create_folder(out, seed=3)
-            held.release()
-            return folder
-        except FileError as error:
-            return error
-
-    with ThreadPoolExecutor(count) as pool:
-        return [future.result() for future in [pool.submit(create) for _ in range(count)]]
-
-
-def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folders = create_at_once(out=None)
-    assert len(set(folders)) == 8 and all((folder / "log.txt").exists() for folder in folders)
-    assert all(folder.match("runs/*-seed3*") for folder in folders)
-
-
-def test_one_of_several_runs_gets_the_folder_that_all_ask_for(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("out", "count"), [(None, 8), ("run", 1)])
+def test_each_of_eight_runs_that_start_at_once_has_a_folder_of_its_own(tmp_path, monkeypatch, out, count):
+    """If all ask for the same one, a single run gets it."""
     touch, all_are_there = Path.touch, threading.Barrier(8, timeout=60)
 
     def wait_and_touch(*args, **options):
-        all_are_there.wait()  # each has found the folder empty
+        all_are_there.wait()  # each has found the folder empty, or made one
         touch(*args, **options)
 
+    def create(_):
+        with contextlib.suppress(FileError):
+            folder, held = create_folder(out, seed=3)
+            held.release()
+            return folder
+
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "touch", wait_and_touch)
-    assert sum(isinstance(result, Path) for result in create_at_once(tmp_path / "run")) == 1
+    with ThreadPoolExecutor(8) as pool:
+        folders = [folder for folder in pool.map(create, range(8)) if folder]
+    assert len(folders) == len(set(folders)) == count and all((folder / "log.txt").exists() for folder in folders)
+    assert out or all(folder.match("runs/*-seed3*") for folder in folders)
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert run(*RUN, "--out", out, on_epoch=pytest.fail) == 2
-        assert_one_line(capsys.readouterr(), f"{out} cannot be written")
-
-
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
-def test_a_folder_that_the_system_refuses(tmp_path, monkeypatch, capsys, error):
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch, capsys):
     def refuse(*args, **options):
-        raise error
+        raise PermissionError(13, "Permission denied")  # the tests may run as root, to whom nothing is refused
 
-    monkeypatch.setattr(Path, "touch", refuse)  # the tests may run as root, to whom nothing is refused
-    assert run(*RUN, "--out", tmp_path, on_epoch=pytest.fail) == 2
-    assert_one_line(
-        capsys.readouterr(), f"{tmp_path} cannot be written: {error.strerror}; choose another folder with --out"
-    )
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    assert run(*RUN, "--out", tmp_path / "missing" / "parent", on_epoch=pytest.fail) == 2
-    assert_one_line(capsys.readouterr(), f"cannot be written: {error.strerror}")
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the file system allows no such name")
+    (tmp_path / "file").touch()
+    for method, out in ((None, "file"), (None, "file/below"), ("touch", "."), ("mkdir", "missing/parent")):
+        with monkeypatch.context() as patch:
+            if method:
+                patch.setattr(Path, method, refuse)
+            assert run(*RUN, "--out", tmp_path / out, on_epoch=pytest.fail) == 2
+        assert_one_line(capsys.readouterr(), f"{tmp_path / out} cannot be written: ", "choose another folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("name", ["grüße ✓", "$_$", pytest.param("bad \udcff", marks=linux)], ids=ascii)
+@pytest.mark.parametrize("name", ["grüße $_$ ✓", "bad \udcff"], ids=ascii)
 def test_folders_of_any_name_are_welcome(mnist_dir, tmp_path, name):
+    if "bad" in name and sys.platform != "linux":
+        pytest.skip("the file system allows no such name")
     data, out = mnist_dir.rename(tmp_path / name), tmp_path / f"{name} run"
     assert run("--data-dir", data, *SMALL, "--batch-size", 35, "--epochs", 1, "--out", out, plots=True) == 0
     assert read_metrics(out)["dataset"] == f"{name} (MNIST format)" and (out / "curves.png").exists()
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--epochs", "0"],
-        ["--batch-size", "1438"],
-        ["--holdout", "9"],
-        ["--dataset", "mnist", "--data-dir", "none"],
-        ["--data-dir", "none"],
-        ["--resume", "none"],
-        ["--evaluate", "none"],
-        pytest.param(["--device", "cuda"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")),
-    ],
-)
-def test_a_refused_start_leaves_nothing_behind(tmp_path, monkeypatch, capsys, argv):
+def test_a_refused_start_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for out in ([], ["--out", "run"]):
-        assert run(*DIGITS, *argv, *out, on_epoch=pytest.fail) == 2
-        assert_one_line(capsys.readouterr())
-        assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wrong = [["--epochs", 0], ["--batch-size", 1438], ["--holdout", 9], ["--device", "cuda"], ["--evaluate", "none"]]
+    for argv in (*wrong, ["--resume", "a" * 300], ["--dataset", "mnist", "--data-dir", "none"]):
+        for out in ([], ["--out", "run"]):
+            assert run(*DIGITS, *argv, *out, on_epoch=pytest.fail) == 2
+            assert_one_line(capsys.readouterr())
+            assert list(tmp_path.iterdir()) == []
+
+
+# The log
+
+
+def test_every_line_of_the_log_is_on_the_disk_before_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    log, synced, fsync = tmp_path / "run" / "log.txt", [], os.fsync
+
+    def record(descriptor):
+        fsync(descriptor)
+        if log.exists() and os.path.samestat(os.fstat(descriptor), log.stat()):
+            synced.append(log.read_text())
+
+    monkeypatch.setattr(os, "fsync", record)
+    train.train(SETTINGS, RunFolder(tmp_path / "run", pictures=False))
+    lines = log.read_text().splitlines(keepends=True)
+    assert synced == ["".join(lines[:count]) for count in range(1, len(lines) + 1)]
+    assert capsys.readouterr().out == "".join(lines)
+
+
+def test_the_log_tells_of_full_memory_and_how_to_resume(tmp_path):
+    def fill_memory(history):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(OutOfMemory):
+        train.train(SETTINGS, RunFolder(tmp_path), fill_memory)
+    how = f"to resume: {PYTHON} train.py --resume {tmp_path}\n"
+    assert re.search(rf"\nStopped: out of memory; .*; {how}$", (tmp_path / "log.txt").read_text())
 
 
 # Resuming
@@ -141,7 +130,7 @@ def test_a_refused_start_leaves_nothing_behind(tmp_path, monkeypatch, capsys, ar
 
 def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, capsys):
     """Interrupted after every epoch; the target is met before the last of eight."""
-    argv = [*RUN, "--holdout", 200]
+    argv, folder = [*RUN, "--holdout", 200], tmp_path / "run"
     assert run(*argv, "--out", tmp_path / "long") == 0
     accuracies = [epoch["holdout_accuracy"] for epoch in read_metrics(tmp_path / "long")["epochs"]]
     argv += ["--target", max(accuracies[:-1])]
@@ -149,116 +138,80 @@ def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, capsys):
     metrics = read_metrics(tmp_path / "whole")
     count = len(metrics["epochs"])
     assert count == metrics["target_epoch"] == 1 + accuracies.index(max(accuracies[:-1])) < 8
-    assert run(*argv, "--out", tmp_path / "run", on_epoch=interrupt) == 130
+    assert run(*argv, "--out", folder, on_epoch=interrupt) == 130
     for _ in range(count - 1):
-        assert run("--resume", tmp_path / "run", on_epoch=interrupt) == 130
-        assert f"Interrupted; to resume: {PYTHON} train.py --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
-        assert "test_accuracy" not in read_metrics(tmp_path / "run")
-    assert run("--resume", tmp_path / "run", on_epoch=pytest.fail) == 0
-    assert same(without_times(tmp_path / "run"), without_times(tmp_path / "whole"))
-    assert "test_accuracy" in read_metrics(tmp_path / "run")
+        assert run("--resume", folder, on_epoch=interrupt) == 130
+        assert f"Interrupted; to resume: {PYTHON} train.py --resume {folder}\n" in capsys.readouterr().out
+        assert "test_accuracy" not in read_metrics(folder)
+    assert run("--resume", folder, on_epoch=pytest.fail) == 0
+    assert same(without_times(folder), without_times(tmp_path / "whole"))
+    assert "test_accuracy" in read_metrics(folder)
+    resumed = re.findall(r"^Resumed after epoch (\d+), torch ", (folder / "log.txt").read_text(), re.M)
+    assert resumed == [str(number) for number in range(1, count + 1)]
 
 
-def test_the_time_of_a_run_is_that_of_all_its_processes(tmp_path):
-    seconds = []
-    assert run(*RUN, "--out", tmp_path / "run", on_epoch=interrupt) == 130
-    for _ in range(2):
+def test_time_and_memory_of_a_run_are_those_of_all_its_processes(tmp_path, monkeypatch):
+    seconds, peaks = [], []
+    for peak, argv in ((500, [*RUN, "--out"]), (900, ["--resume"]), (700, ["--resume"])):
+        monkeypatch.setattr(run_folder, "peak_memory_mb", lambda peak=peak: peak)
+        assert run(*argv, tmp_path / "run", on_epoch=interrupt) == 130
         metrics = read_metrics(tmp_path / "run")
         seconds.append(metrics["total_seconds"])
+        peaks.append(metrics["peak_memory_mb"])
         assert metrics["train_seconds"] < seconds[-1]
-        assert run("--resume", tmp_path / "run", on_epoch=interrupt) == 130
-    assert 0 < seconds[0] < seconds[1] < read_metrics(tmp_path / "run")["total_seconds"]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] and peaks == [500, 900, 900]
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_started_anew(tmp_path, monkeypatch, capsys):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
     folder = tmp_path / "a run"
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", lambda *_: interrupt())
     assert run(*RUN, "--out", folder) == 130
     assert f"Interrupted; remove {folder} and start again" in capsys.readouterr().out
     assert_refused(capsys, ["--resume", folder], "a run that ended before its first checkpoint must be restarted")
 
 
-def test_a_finished_run_is_resumed_without_training(whole_run, tmp_path):
+def test_a_finished_run_is_resumed_without_training_on_its_own_number_of_threads(whole_run, tmp_path):
+    """Their number decides how sums are rounded."""
     folder = shutil.copytree(whole_run, tmp_path / "run")
     for name in PICTURES:
         (folder / name).unlink()
+    torch.set_num_threads(2)
     assert run(*RUN, "--resume", folder, on_epoch=pytest.fail, plots=True) == 0  # its own flags are welcome
+    assert torch.get_num_threads() == 1
     assert same(without_times(folder), without_times(whole_run))
     for name in PICTURES:
         assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["--epochs", "9"], "--epochs 9: contradicts the run's --epochs 8; drop it"),
-        (["--recipe", "fast"], "--recipe fast: contradicts the run's --recipe default; drop it"),
-        (["--widths", "4", "4", "4", "4", "5"], "--widths 4 4 4 4 5: contradicts the run's --widths 4 4 4 4 4;"),
-        (["--separable"], "--separable: contradicts the run's --no-separable; drop it"),
-        (["--target", "99"], "--target 99.0: contradicts the run's --target none; drop it"),
-        (["--precision", "bf16"], "--precision bf16: contradicts the run's --precision fp32; drop it"),
-        (["--threads", "2"], "--threads 2: contradicts the run's --threads 1; drop it"),
-        (["--data-dir", "elsewhere"], "--data-dir: found with --dataset digits"),
-        (["--out", "elsewhere"], "--out cannot be combined with --resume or --evaluate"),
-        (["--evaluate", "last.pt"], "not allowed with argument --resume"),
-    ],
-)
-def test_flags_that_contradict_the_run_are_refused(whole_run, capsys, argv, expected):
-    before = {path: path.read_bytes() for path in whole_run.iterdir()}
-    assert_refused(capsys, ["--resume", whole_run, *argv], expected)
-    assert {path: path.read_bytes() for path in whole_run.iterdir()} == before
-
-
-def test_a_run_resumes_with_its_own_number_of_threads(whole_run, tmp_path):
-    """Their number decides how sums are rounded."""
-    torch.set_num_threads(2)
-    assert run("--resume", shutil.copytree(whole_run, tmp_path / "run")) == 0
-    assert torch.get_num_threads() == 1
-
-
-@pytest.mark.parametrize("name", ["none", "file", "a" * 300])
-def test_resume_of_what_is_no_run(tmp_path, capsys, name):
-    (tmp_path / "file").touch()
-    assert_refused(capsys, ["--resume", tmp_path / name], f"--resume {tmp_path / name}: no last.pt found")
-
-
 def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path, capsys):
-    folder = tmp_path / "run"
+    folder, moved = tmp_path / "run", tmp_path / "moved"
     argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 70, "--epochs", 2, "--out", folder]
     assert run(*argv, on_epoch=interrupt) == 130
-    moved = mnist_dir.rename(tmp_path / "moved")
-    capsys.readouterr()
-    assert_refused(capsys, ["--resume", folder], f"--data-dir {mnist_dir} does not exist")
-    labels = moved / MNIST_FILES[3]
+    mnist_dir.rename(moved)
+    resumed = RunFolder(resume=folder)
+    with pytest.raises(DataError, match="does not exist"):
+        train.train(resumed.checkpoint.settings, resumed)
+    lock(folder).release()  # `resumed` holds none
+    labels, argv = moved / MNIST_FILES[3], ["--resume", folder, "--data-dir", moved]
     content = labels.read_bytes()
     labels.write_bytes(content[:-1] + b"\0")
-    assert run("--resume", folder, "--data-dir", moved, on_epoch=pytest.fail) == 2
-    assert_one_line(capsys.readouterr(), "found other data (moved (MNIST format), SHA-256 ", "expected small (MNIST")
+    capsys.readouterr()
+    assert_refused(capsys, argv, "found other data (moved (MNIST format), SHA-256 ", "expected small (MNIST")
     labels.write_bytes(content)
-    assert run("--resume", folder, "--data-dir", moved) == 0
-    assert len(read_metrics(folder)["epochs"]) == 2
+    assert run(*argv) == 0 and len(read_metrics(folder)["epochs"]) == 2
 
 
-# The lock
-
-
-@pytest.mark.parametrize("on_epoch", [None, interrupt])
-def test_the_end_of_a_run_releases_its_lock(tmp_path, on_epoch):
-    """Also if the program that trained keeps the folder's object, and the exception."""
-    recipe = Recipe(widths=(4,) * 5, epochs=1, batch_size=479)
-    settings = Settings(recipe, dataset="digits", device="cpu")
-    folder = RunFolder(tmp_path / "run")
-    with contextlib.suppress(KeyboardInterrupt):
-        train.train(settings, folder, on_epoch)
-    lock(tmp_path / "run").release()
-    resumed = RunFolder(resume=tmp_path / "run")
-    with pytest.raises(FileError, match="in use"):
-        lock(tmp_path / "run")
-    resumed.close()
-    lock(tmp_path / "run").release()
+def test_a_run_that_another_process_has_trained_meanwhile_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train.train(SETTINGS, RunFolder(folder), interrupt)
+    resumed = RunFolder(resume=folder)
+    assert run("--resume", folder) == 0
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileError, match="another process has just trained it; resume it again") as refused:
+        train.train(resumed.checkpoint.settings, resumed)
+    lock(folder).release()  # neither `resumed` nor `refused` holds it
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before and refused
 
 
 def test_a_run_in_use_is_refused_and_every_end_releases_it(whole_run, tmp_path, capsys):
@@ -266,30 +219,23 @@ def test_a_run_in_use_is_refused_and_every_end_releases_it(whole_run, tmp_path, 
 
     def resume_and_interrupt(history):
         capsys.readouterr()
-        assert run("--resume", folder, on_epoch=pytest.fail) == 2
-        assert_one_line(capsys.readouterr(), f"{folder} is in use by another process")
+        assert_refused(capsys, ["--resume", folder], f"{folder} is in use by another process")
         raise KeyboardInterrupt
 
     assert run(*RUN, "--out", folder, on_epoch=resume_and_interrupt) == 130
     assert run("--resume", folder, on_epoch=resume_and_interrupt) == 130
-    assert run("--resume", folder, "--epochs", 9) == 2
-    last = (folder / "last.pt").read_bytes()
-    (folder / "last.pt").write_bytes(b"")
-    assert run("--resume", folder) == 2
-    (folder / "last.pt").write_bytes(last)
-    lock(folder).release()  # nobody holds it
     assert run("--resume", folder) == 0
     assert same(without_times(folder), without_times(whole_run))
 
 
-def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path):
-    """As Jupyter and Colab export it, where its package is missing; and a matplotlibrc that asks for TeX."""
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: module://missing.backend\n")
-    out = tmp_path / "run"
-    command = [sys.executable, ROOT / "train.py", *RUN, "--epochs", "1", "--holdout", "200", "--out", out]
-    environment = {**os.environ, "MPLBACKEND": "module://missing.backend", "PYTHONPATH": str(ROOT), "PATH": ""}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0 and result.stderr == ""
-    assert "Training time: " in result.stdout and "test_accuracy" in read_metrics(out)
-    for name in PICTURES:
-        assert (out / name).exists() != (f"Warning: {name} could not be drawn (" in result.stdout)
+def test_the_best_weights_are_those_of_the_best_epoch_or_refused(whole_run, tmp_path):
+    folder, best = (
+        RunFolder(resume=shutil.copytree(whole_run, tmp_path / "run")),
+        Checkpoint.load(whole_run / "best.pt"),
+    )
+    folder.history, number = folder.checkpoint.history, len(best.history.epochs)
+    assert same(folder.best_weights(), best.model)
+    best.history.epochs.pop()
+    best.save(folder.path / "best.pt")
+    with pytest.raises(CheckpointError, match=f"the weights of epoch {number - 1}, expected those of epoch {number};"):
+        folder.best_weights()

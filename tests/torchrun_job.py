@@ -14,11 +14,9 @@ import torch
 import torch.distributed as dist
 
 import train
-from experiment.parallel import PartLoader, ParallelRun
+from experiment.parallel import ParallelRun, PartLoader
 
-die = [int(number) for number in os.environ.get("DIE", "-1 0").split()]
-runs, batches = [], []  # (loader, model) of each run so far; (index, weight) of each batch of this epoch
-start, record, share, end = train.start, PartLoader.record, ParallelRun.share, ParallelRun.end
+runs, batches, start = [], [], train.start  # (loader, model) of each run; (index, weight) of this epoch's batches
 
 
 def start_all(argv, *options):
@@ -27,16 +25,6 @@ def start_all(argv, *options):
             torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
         else:
             start(list(part), *options)
-
-
-def recorded_share(*args):
-    runs.append(share(*args))
-    return runs[-1]
-
-
-def recorded_batch(loader, index, losses):
-    batches.append((index, loader.weight))
-    record(loader, index, losses)
 
 
 def save(when, **values):
@@ -49,15 +37,24 @@ def save(when, **values):
 
 def on_epoch(history):
     save(len(history.epochs), final=asdict(history.final))
-    if die == [dist.get_rank(), len(history.epochs)]:
+    if os.environ.get("DIE") == f"{dist.get_rank()} {len(history.epochs)}":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def recorded_end(run, logits):
-    save("end", logits=logits)
-    end(run, logits)
+def after(method, cls, hook):
+    """Let hook(result, *arguments) follow each call of the method."""
+    original = getattr(cls, method)
+
+    def call(*args):
+        result = original(*args)
+        hook(result, *args)
+        return result
+
+    setattr(cls, method, call)
 
 
-train.start, PartLoader.record = start_all, recorded_batch
-ParallelRun.share, ParallelRun.end = recorded_share, recorded_end
+after("share", ParallelRun, lambda result, *_: runs.append(result))
+after("record", PartLoader, lambda _, loader, index, losses: batches.append((index, loader.weight)))
+after("end", ParallelRun, lambda _, run, logits: save("end", logits=logits))
+train.start = start_all
 sys.exit(train.main(sys.argv[1:], on_epoch=on_epoch))
