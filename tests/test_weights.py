@@ -15,8 +15,8 @@ from experiment.datasets import load_mnist
 from experiment.errors import CheckpointError
 from experiment.settings import RECIPES
 from model import count_parameters
-from study import release
-from study.release import save_net
+from study import export
+from study.export import save_net
 from train import predict
 
 NAMES = ("default", "best", "tiny")
@@ -56,8 +56,8 @@ def test_torch_hub_gives_them_whatever_else_is_called_model(name, monkeypatch, t
 
 @pytest.fixture
 def saved(whole_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(release, "save_net", lambda run: save_net(run, tmp_path))
-    assert release.main([str(whole_run)]) == 0
+    monkeypatch.setattr(export, "save_net", lambda run: save_net(run, tmp_path))
+    assert export.main([str(whole_run)]) == 0
     return tmp_path / "default.pth"
 
 
