@@ -8,10 +8,11 @@ NAME`. It is written to the file as soon as it is finished: the same command con
 with other recipes adds these.
 """
 
+import contextlib
 import json
 import queue
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 
 import psutil
@@ -100,8 +101,11 @@ def side_by_side(function, tasks, jobs):
                 yield future.result()
         except BaseException:  # the runs in progress end too
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in psutil.Process().children():
-                process.terminate()
+            while not all(future.done() for future in futures):  # one may be about to start
+                for process in psutil.Process().children():
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.terminate()
+                wait(futures, timeout=0.1)
             raise
 
 

@@ -4,11 +4,14 @@ import gzip
 import hashlib
 import http.client
 import io
+import os
+import tempfile
 import urllib.request
 import zlib
+from pathlib import Path
 
 from experiment.errors import DownloadError, reason
-from experiment.files import replace_file, writing
+from experiment.files import writing
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 LIMIT = 50_000_000  # bytes of a file; the largest has 47,040,016
@@ -31,8 +34,10 @@ def download(names, folder, sha256, mirrors=MIRRORS, timeout=30):
             continue
         with writing(folder, "name a folder with MNIST by --data-dir"):
             folder.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(names, contents):
-            replace_file(folder / name, content)
+            with tempfile.TemporaryDirectory(dir=folder) as own:  # two processes may download at once
+                for name, content in zip(names, contents):
+                    Path(own, name).write_bytes(content)
+                    os.replace(Path(own, name), folder / name)
         return [folder / name for name in names]
     raise DownloadError(
         f"MNIST was not found and could not be downloaded ({'; '.join(reasons)}); "
