@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from experiment.errors import DownloadError, reason
-from experiment.files import writing
+from experiment.files import replace_file, writing
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 LIMIT = 50_000_000  # bytes of a file; the largest has 47,040,016
@@ -36,7 +36,7 @@ def download(names, folder, sha256, mirrors=MIRRORS, timeout=30):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as own:  # two processes may download at once
                 for name, content in zip(names, contents):
-                    Path(own, name).write_bytes(content)
+                    replace_file(Path(own, name), content)
                     os.replace(Path(own, name), folder / name)
         return [folder / name for name in names]
     raise DownloadError(
