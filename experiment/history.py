@@ -96,9 +96,8 @@ class History:
         for name, epoch in (("Best", self.best), ("Final", self.final)):
             yield f"{name} {self.split} accuracy: {epoch.accuracy:.2f}% (epoch {epoch.number})"
         if target is not None:
-            met, count = self.first_at(target), len(self.epochs)
-            missed = f"not met in {count} {'epoch' if count == 1 else 'epochs'}"
-            yield f"Target {target:.2f}%: " + (f"met at epoch {met}" if met else missed)
+            met = self.first_at(target)
+            yield f"Target {target:.2f}%: " + (f"met at epoch {met}" if met else f"not met by epoch {len(self.epochs)}")
         if self.test:
             yield self.test.line("test")
 

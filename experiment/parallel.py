@@ -1,7 +1,6 @@
-"""Several processes that train one model under torchrun, and all that they exchange.
+"""Several processes that train one model under torchrun: each draws the same batches, and trains on its part of them.
 
-Each draws the same batches, but trains on its own part of them. DistributedDataParallel averages the gradients, and
-gives all processes the first one's statistics of BatchNorm.
+DistributedDataParallel averages the gradients, and gives all processes the first one's statistics of BatchNorm.
 """
 
 import contextlib
@@ -22,11 +21,10 @@ from experiment.run_folder import RunFolder
 def group():
     """Join the processes that torchrun started, and leave them at the end; only one on each machine may print."""
     try:
-        local_rank = int(os.environ["LOCAL_RANK"])
-        if local_rank < torch.cuda.device_count():
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank < gpus:
             torch.cuda.set_device(local_rank)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=5))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(minutes=5))
     except (KeyError, ValueError, RuntimeError) as error:
         raise SettingError(f"no other processes ({reason(error)}); use torchrun, or unset WORLD_SIZE") from error
     out, err = (None, None) if local_rank else (sys.stdout, sys.stderr)
@@ -83,8 +81,7 @@ def weighted_mean(loader, bucket):
     """Communication hook of DistributedDataParallel: one round of messages, where an all-reduce has two."""
     own = bucket.buffer() * loader.weight
     gradients = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    received = dist.all_gather(gradients, own, async_op=True).get_future()
-    return received.then(lambda _: torch.stack(gradients).sum(0))
+    return dist.all_gather(gradients, own, async_op=True).get_future().then(lambda _: torch.stack(gradients).sum(0))
 
 
 class ParallelRun:
@@ -93,6 +90,7 @@ class ParallelRun:
     def __init__(self, *options):
         self.folder = RunFolder(*options, processes=dist.get_world_size()) if dist.get_rank() == 0 else None
         self.checkpoint = gathered(self.folder and self.folder.checkpoint)[0]
+        self.end = self.folder.end if self.folder else lambda logits: None
 
     def share(self, settings, dataset, loader, net):
         """(PartLoader, DistributedDataParallel); SettingError if the processes differ in settings or data."""
@@ -130,7 +128,3 @@ class ParallelRun:
 
     def best_weights(self):
         return gathered(self.folder and self.folder.best_weights())[0]
-
-    def end(self, logits):
-        if self.folder:
-            self.folder.end(logits)

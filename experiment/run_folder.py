@@ -25,8 +25,8 @@ FILES = ("log.txt", "metrics.json", "last.pt", "best.pt", *PICTURES)
 class RunFolder:
     """Where a run writes, and the checkpoint it starts from if it is resumed.
 
-    A new run creates its folder, `out` or runs/<time>-seed<N>, in `open`: a run rejected before that leaves nothing on
-    disk. `resume` is the folder of an earlier run. Without `pictures`, none are drawn. `processes` train together.
+    A new run creates its folder, `out` or runs/<time>-seed<N>, in `open`: one rejected before leaves nothing on disk.
+    `resume` is the folder of an earlier run. Without `pictures`, none are drawn. `processes` train together.
     """
 
     def __init__(self, out=None, resume=None, pictures=True, processes=1):
@@ -38,10 +38,9 @@ class RunFolder:
             what = "a run that ended before its first checkpoint must be restarted"
             raise CheckpointError(f"--resume {resume}: no last.pt found; expected the folder of a run; {what}")
         self.checkpoint = Checkpoint.load(self.path / "last.pt")
-        expected = self.checkpoint.processes
-        if expected != processes:
-            how = shlex.join([*launcher(expected), "train.py", "--resume", str(resume)])
-            raise SettingError(f"processes: found {processes}, expected {expected} as in the run; resume it with {how}")
+        if (expected := self.checkpoint.processes) != processes:
+            found = f"found {processes}, expected {expected} as in the run"
+            raise SettingError(f"processes: {found}; resume it with {how_to_resume(resume, expected)}")
 
     def share(self, settings, dataset, loader, net):
         """The loader and the model of this process: both as they are, unless parallel.ParallelRun takes this place."""
@@ -97,7 +96,11 @@ class RunFolder:
         except (ExperimentError, KeyboardInterrupt) as error:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
             begun = (self.path / "last.pt").exists()
-            how = f"to resume: {self.how_to_resume()}" if begun else f"remove {self.path} and start again"
+            how = (
+                f"to resume: {how_to_resume(self.path, self.processes)}"
+                if begun
+                else f"remove {self.path} and start again"
+            )
             with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
                 self.log(f"{what}; {how}")
             raise
@@ -139,9 +142,8 @@ class RunFolder:
     def best_weights(self):
         """state_dict of the network after its best epoch."""
         best, expected = Checkpoint.load(self.path / "best.pt"), self.history.best.number
-        if len(best.history.epochs) != expected:  # of an epoch that was lost, and trained again to other bits
-            found = f"found the weights of epoch {len(best.history.epochs)}, expected those of epoch {expected}"
-            raise CheckpointError(f"{self.path / 'best.pt'}: {found}; train anew")
+        if len(best.history.epochs) != expected:  # an epoch was lost, and trained again to other bits
+            raise CheckpointError(f"{self.path / 'best.pt'}: found another epoch than {expected}; train anew")
         return best.model
 
     def end(self, logits):
@@ -208,16 +210,13 @@ class RunFolder:
         run |= {"history": self.history, "log_bytes": log.stat().st_size if log.exists() else 0}
         Checkpoint.capture(*self.parts, **run).save(self.path / name)
 
-    def how_to_resume(self):
-        """The shell command that resumes this run, with this interpreter and script."""
-        script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
-        words = [*launcher(self.processes), script, "--resume", str(self.path)]
-        return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
-
-def launcher(processes):
-    """The words before the script in a command that starts `processes`."""
-    return [sys.orig_argv[0]] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
+def how_to_resume(folder, processes):
+    """The shell command that resumes the run in `folder`, with this interpreter and script."""
+    launcher = [sys.orig_argv[0]] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
+    script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
+    words = [*launcher, script, "--resume", str(folder)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def create_folder(out, seed):
