@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from data import Dataset, Split
-from experiment.errors import DataError
+from experiment.errors import DataError, reason
 from model import SIDE
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -74,9 +74,7 @@ def hold_out(dataset, count, seed):
         rest, held = train_test_split(range(total), test_size=count, stratify=labels, random_state=seed % 2**32)
     except ValueError as error:
         classes = len(labels.unique())
-        expected = (
-            f"{classes} to {total - classes} of the {total} training images, which hold two or more of each class"
-        )
+        expected = f"{classes} to {total - classes} of {total} training images, with every class in there twice"
         raise DataError(f"--holdout {count}: expected {expected}") from error
     return dataset._replace(train=Split(images[rest], labels[rest]), holdout=Split(images[held], labels[held]))
 
@@ -125,10 +123,8 @@ def read_files(paths):
     for images_path, labels_path in (paths[:2], paths[2:]):
         images, labels = read_idx(images_path, (SIDE, SIDE)), read_idx(labels_path, ())
         if len(images) != len(labels):
-            raise DataError(
-                f"{labels_path} holds {len(labels)} labels, but {images_path} holds {len(images)} images; "
-                "the counts must match: replace the wrong file"
-            )
+            counts = f"{labels_path} holds {len(labels)} labels, but {images_path} holds {len(images)} images"
+            raise DataError(f"{counts}; the counts must match: replace the wrong file")
         if labels.max() > 9:
             index = int(labels.argmax())
             raise DataError(f"{labels_path}: label {index} is {labels[index]}, expected 0 to 9: replace the file")
@@ -163,8 +159,7 @@ def read_idx(path, item_shape):
             while chunk := file.read(min(1 << 20, size + 1 - len(content))):
                 content += chunk
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read: {reason}; replace the file or its permissions") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}; replace the file or its permissions") from error
     if len(content) != size:
         found = f"more than {size}" if len(content) > size else f"only {len(content)}"
         raise wrong(f"{found} bytes of data", f"{size} ({count} items, as its header says)")

@@ -95,12 +95,9 @@ class RunFolder:
             raise
         except (ExperimentError, KeyboardInterrupt) as error:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
-            begun = (self.path / "last.pt").exists()
-            how = (
-                f"to resume: {how_to_resume(self.path, self.processes)}"
-                if begun
-                else f"remove {self.path} and start again"
-            )
+            how = f"remove {self.path} and start again"
+            if (self.path / "last.pt").exists():
+                how = f"to resume: {how_to_resume(self.path, self.processes)}"
             with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
                 self.log(f"{what}; {how}")
             raise
@@ -115,9 +112,8 @@ class RunFolder:
             machine = f"{several}{settings.device}, {settings.threads} CPU threads"
             self.log(f"Run: {self.path}, seed {settings.seed}")
             self.log(f"Recipe: {settings.description}")
-            self.log(
-                f"Data: {data.name}, {len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
-            )
+            images = f"{len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
+            self.log(f"Data: {data.name}, {images}")
             self.log(f"Model: {count_parameters(self.parts[0])} parameters")
             self.log(f"Device: {machine}, torch {torch.__version__}, {settings.precision}")
         if self.checkpoint:
