@@ -74,7 +74,7 @@ def hold_out(dataset, count, seed):
         rest, held = train_test_split(range(total), test_size=count, stratify=labels, random_state=seed % 2**32)
     except ValueError as error:
         classes = len(labels.unique())
-        expected = f"{classes} to {total - classes} of {total} training images, with every class in there twice"
+        expected = f"{classes} to {total - classes} of the {total} training images, two or more of each class"
         raise DataError(f"--holdout {count}: expected {expected}") from error
     return dataset._replace(train=Split(images[rest], labels[rest]), holdout=Split(images[held], labels[held]))
 
