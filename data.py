@@ -39,10 +39,10 @@ class Dataset(NamedTuple):
 class TrainLoader:
     """Shuffled batches of the images that an epoch trains on, selected by how hard they were (arXiv:1511.06343).
 
-    The first epoch takes a random fraction `first_share` of all images, each later one a fraction `later_share` of
-    all: RANDOM_SHARE of this selection at random, so that no image is forgotten, the others the hardest of those not
-    drawn. Shares of 1 select every image. The hardness of an image is its loss when last trained on, divided by the
-    mean loss of its batch; 0 before. The loop must `record` the losses that it trains on, of every batch.
+    The first epoch takes a fraction `first_share` of all images, at random; each later one a fraction `later_share`:
+    RANDOM_SHARE of these are drawn at random, so that no image is forgotten, and the rest are the hardest of those not
+    drawn. Shares of 1 select every image. An image's hardness is its loss when last trained on, divided by the mean
+    loss of its batch; 0, the least, before. The loop must `record` the losses that it trains on, of every batch.
     """
 
     RANDOM_SHARE = 0.3
@@ -71,7 +71,7 @@ class TrainLoader:
             return shuffled
         at_random = round(self.RANDOM_SHARE * self.later_count)
         drawn, rest = shuffled[:at_random], shuffled[at_random:]
-        hardest = rest[self.hardness[rest].argsort(descending=True, stable=True)]
+        hardest = rest[self.hardness[rest].argsort(descending=True, stable=True)]  # ties stay shuffled
         selected = torch.cat([drawn, hardest[: self.later_count - at_random]])
         return selected[torch.randperm(len(selected), device=selected.device)]
 

@@ -48,7 +48,7 @@ def train(settings, run=None, on_epoch=None):
     optimizer = make_optimizer(net, recipe)
     loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_share, recipe.later_share)
     scheduler = make_scheduler(optimizer, recipe, loader.steps(recipe.epochs))
-    # `model` is `net`, unless several processes train: then it wraps `net`, and each loads its part of every batch.
+    # `model` is `net`; under torchrun it wraps `net`, and the loader yields only this process's part of every batch.
     loader, model = run.share(settings, dataset, loader, net)
 
     # On resume, `open` restores all of these objects and the random number generators, as of the last complete epoch:
@@ -70,7 +70,7 @@ def train(settings, run=None, on_epoch=None):
             history.test = score(logits, dataset.test.labels)
         elif logits is None:  # resumed after the last epoch
             logits = predict(model, dataset.test.images, settings.precision)
-        run.end(logits)  # of the test images, on which every epoch was evaluated if none are held out
+        run.end(logits)  # of the test images: by the best weights if images are held out, else by the last ones
     return history
 
 
@@ -79,7 +79,8 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
     recipe, steps_before = settings.recipe, loader.steps(epoch - 1)
     augment = RandomAffine(**recipe.augmentation)
     augmented_steps = recipe.augment_until * loader.steps(recipe.epochs)  # later ones see plain images
-    meter, count = Meter(steps_before), loader.steps(epoch) - steps_before  # meter.step counts from the run's start
+    meter = Meter(steps_before)  # meter.step counts from the run's start
+    count = loader.steps(epoch) - steps_before
     model.train()
     for index, images, labels in progress(loader.batches(epoch), count, f"Epoch {epoch}/{recipe.epochs}", meter):
         if meter.step < augmented_steps:
@@ -89,8 +90,8 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
         optimizer.zero_grad()
         smoothed_losses.mean().backward()
         optimizer.step()
-        loader.record(index, smoothed_losses.detach())
-        # The plain losses, which compare with those of `score`.
+        loader.record(index, smoothed_losses.detach())  # by which later epochs select their images
+        # Log the plain losses, which compare with those of `score`.
         meter.add(scheduler.get_last_lr()[0], losses.detach(), logits.detach(), labels)
         scheduler.step()
     return meter
