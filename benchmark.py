@@ -83,6 +83,9 @@ def open_results(path, new, seeds, same=SAME):
 
 def side_by_side(function, tasks, jobs):
     """Yield (task, function(*task, number of a free worker)) for all `tasks` as they finish, `jobs` at once."""
+    if jobs == 1:  # without a thread that starts the next run before this one is written
+        yield from ((task, function(*task, 0)) for task in tasks)
+        return
     free = queue.SimpleQueue()
     for number in range(jobs):
         free.put(number)

@@ -5,6 +5,7 @@ Each is a model.Net in evaluation mode: images (N, 1, 28, 28), uint8 or float in
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -29,10 +30,11 @@ def tiny():
 
 def _load(name):
     # By its path, since the program that loads it may have another module of the name "model".
-    spec = importlib.util.spec_from_file_location("mnist_model", Path(__file__).with_name("model.py"))
-    model = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(model)
+    if "mnist_model" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("mnist_model", Path(__file__).with_name("model.py"))
+        sys.modules["mnist_model"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["mnist_model"])
     file = Path(__file__).parent / "weights" / f"{name}.pth"
-    net = model.Net(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["network"])
+    net = sys.modules["mnist_model"].Net(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["network"])
     net.load_state_dict(torch.load(file, weights_only=True))
     return net.eval()

@@ -78,11 +78,10 @@ def decode(content):
 
 
 def eight_bits(values):
-    """Numbers as uint8 up to 255: unsigned integers by their type, others up to 1, 255 or 65535, as they fit."""
-    fits = [white for white in (1, 255, 65535) if values.max() <= white and values.min() >= 0]
-    if not fits:
+    """Numbers up to 1, 255 or 65535, whichever is the first that none exceeds, as uint8 up to 255."""
+    white = next((white for white in (1, 255, 65535) if values.max() <= white and values.min() >= 0), None)
+    if white is None:
         raise ValueError(f"found values from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
-    white = np.iinfo(values.dtype).max if values.dtype in (np.uint8, np.uint16) else fits[0]
     return np.uint8(values * (255 / white) + 0.5)
 
 

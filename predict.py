@@ -31,8 +31,8 @@ UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0
 def predict(images, net=None):
     """Probabilities of the digits 0 to 9, float (N, 10), for N pictures of one digit each.
 
-    `images`: paths, PIL images or arrays, (H, W) or (H, W, channels), of uint8, uint16 or numbers up to 1, 255 or
-    65535. `net` is by default weights/best.pth. ImageError if a picture cannot be read or does not show one digit.
+    `images`: paths, PIL images or arrays, (H, W) or (H, W, channels), with values up to 1, 255 or 65535.
+    `net` is by default weights/best.pth. ImageError if a picture cannot be read or does not show one digit.
     """
     images = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else images
     return probabilities(net or load_net(DEFAULT), [prepare(image, i) for i, image in enumerate(images)])

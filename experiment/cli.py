@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -162,8 +163,12 @@ def command(function):
             return end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt as interrupt:
             return end("interrupted", 128 + (interrupt.args or [signal.SIGINT])[0])
-        except BrokenPipeError:  # the reader of the output has gone
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENOSPC):
+                raise
             sys.stdout = None  # so that nothing is left to flush at exit
-            return 141  # as a shell reports SIGPIPE
+            if error.errno == errno.EPIPE:  # the reader of the output has gone
+                return 141  # as a shell reports SIGPIPE
+            return end(f"error: the output cannot be written: {error.strerror}", 2)
 
     return main

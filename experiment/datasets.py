@@ -108,13 +108,18 @@ def look_in(folder):
     """([four paths], []) if one of the PLACES in `folder` has the FILES; else ([], [names that are missing])."""
     best_missing = FILES
     for place in PLACES:
-        candidates = [[folder / place / name, folder / place / f"{name}.gz"] for name in FILES]
-        paths = [next(filter(os.path.isfile, both), None) for both in candidates]
+        paths = [find_file(folder / place, name) for name in FILES]
         missing = [name for name, path in zip(FILES, paths) if path is None]
         if not missing:
             return paths, []
         best_missing = min(best_missing, missing, key=len)
     return [], best_missing
+
+
+def find_file(folder, name):
+    """The path of the file `name` in `folder`, also packed, or with a dot as some copies have it; None if not there."""
+    names = (f"{stem}{suffix}" for stem in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz"))
+    return next((folder / found for found in names if os.path.isfile(folder / found)), None)
 
 
 def read_files(paths):

@@ -2,7 +2,7 @@
 
 
 def reason(error):
-    """What is wrong by any exception, on one line."""
+    """The message of an exception, on one line."""
     return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -1,6 +1,7 @@
 """Atomic file writes and file locks."""
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import filelock
 
 from experiment.errors import FileError
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # as network file systems refuse them
 
 
 @contextlib.contextmanager
@@ -49,11 +52,14 @@ def write_json(path, value):
 def lock(path):
     """Lock a run's folder or a benchmark's file for this process, until released or until the process ends."""
     path = Path(path)
-    held = filelock.FileLock(path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock"))
+    file = path / ".lock" if os.path.isdir(path) else path.with_name(f".{path.name}.lock")
+    held = filelock.FileLock(file, fallback_to_soft=False)
     try:
         held.acquire(timeout=0)
     except filelock.Timeout as error:
         raise FileError(f"{path} is in use by another process; wait until it ends") from error
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}; restore its permissions") from error
+        if error.errno not in NO_LOCKS:
+            raise FileError(f"{path} cannot be written: {error.strerror or error}; restore its permissions") from error
+        print(f"Warning: {path} cannot be locked ({error.strerror}); do not use it from a second process")
     return held

@@ -56,12 +56,11 @@ class History:
     @classmethod
     def from_dict(cls, values):
         """The inverse of dataclasses.asdict."""
-
-        def scores(values, *names):
-            return {**values, **{name: values[name] and Score(**values[name]) for name in names}}
-
-        epochs = [Epoch(**scores(epoch, "training", "evaluation")) for epoch in values["epochs"]]
-        return cls(**{**scores(values, "test"), "epochs": epochs})
+        epochs = [
+            Epoch(**{**epoch, "training": Score(**epoch["training"]), "evaluation": Score(**epoch["evaluation"])})
+            for epoch in values["epochs"]
+        ]
+        return cls(**{**values, "epochs": epochs, "test": values["test"] and Score(**values["test"])})
 
     def add(self, training, evaluation, lr, curve, seconds):
         """Add an epoch; DivergedError if its evaluation has no finite loss."""

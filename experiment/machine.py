@@ -1,4 +1,4 @@
-"""The machine: device and threads of a run, resolved once; clock, memory, description."""
+"""The machine: device and threads of a run, decided once; clock and memory."""
 
 import contextlib
 import ctypes
@@ -23,11 +23,8 @@ def set_up(settings):
 
 
 def keep_freed_memory():
-    """Keep freed memory in this process: getting it back from the system costs a fifth of the training time.
-
-    By default glibc returns large blocks to the system at every step (see mallopt(3)); other C libraries differ.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
+    """Keep freed memory, which glibc returns to the system at every step, for a fifth of the time: see mallopt(3)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3
         mallopt(m_trim_threshold, 512 * 2**20)
         mallopt(m_mmap_threshold, 32 * 2**20)
@@ -36,7 +33,7 @@ def keep_freed_memory():
 def usable_cpus():
     """CPUs that affinity, cgroup quota and OMP_NUM_THREADS allow this process, minus those that are busy; at least 1.
 
-    A thread without a free CPU holds up all the others: training is then many times slower.
+    A thread without a free CPU holds up all the others, many times.
     """
     from joblib import cpu_count  # imported late, because that takes a quarter of a second
 
@@ -75,9 +72,8 @@ def memory_errors():
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        message = str(error)
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in message
-        if not full and "DefaultCPUAllocator" not in message:
+        text = "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not text:
             raise
         raise OutOfMemory("out of memory; try a smaller --batch-size or smaller --widths") from error
 

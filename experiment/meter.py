@@ -51,10 +51,9 @@ class Meter:
         return Score(self.loss / self.count, self.correct, self.count)
 
     def __str__(self):
-        if not self.count:
-            return ""
-        accuracy = 100 * self.correct / self.count
-        return f"loss={self.loss / self.count:.4f}, acc={accuracy:.2f}%, lr={self.lr:.4f}"
+        """Loss and accuracy of what has been read, for a bar."""
+        loss, accuracy = self.loss / max(1, self.count), 100 * self.correct / max(1, self.count)
+        return f"loss={loss:.4f}, acc={accuracy:.2f}%, lr={self.lr:.4f}" if self.count else ""
 
 
 def progress(batches, count, title, meter):

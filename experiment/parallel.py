@@ -100,7 +100,7 @@ class ParallelRun:
                 if found[name] != first[name]:
                     what = f"process {rank} was started with another {name}: found {found[name]}"
                     raise SettingError(f"{what}, expected {first[name]} as in process 0; start all of them alike")
-        if settings.device != "cpu" and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        if settings.device != "cpu" and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise SettingError(f"--device {settings.device}: expected one for each process; use --device cpu")
         self.loader = PartLoader(loader)
         model = torch.nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)

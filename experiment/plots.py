@@ -10,7 +10,6 @@ import math
 import torch
 
 from data import RandomAffine
-from experiment.settings import Recipe
 from model import SIDE
 
 WIDTH = 8.3  # inches of every picture: at the width of a README, 830 pixels, text of 10 points is easy to read
@@ -131,11 +130,12 @@ def draw_answers(axes, images, labels, logits, indices, columns, text):
 
 def draw_augmented(figure, metrics, dataset, logits):
     """Training images, and below each what the net is given instead in the augmented part of a run."""
-    recipe, images = Recipe(**metrics["config"]), dataset.train.images[:8].cpu() / 255
+    config, images = metrics["config"], dataset.train.images[:8].cpu() / 255
+    augment = RandomAffine(**{name: config[name] for name in ("rotation", "translate", "scale", "shear", "margin")})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(metrics["seed"])
-        augmented = RandomAffine(**recipe.augmentation)(images)
-    share = f"{100 * recipe.augment_until:g}%"
+        augmented = augment(images)
+    share = f"{100 * config['augment_until']:g}%"
     write_title(figure, metrics, f"Training images, and below as the net sees them in the first {share} of the run")
     axes = blank_axes(figure, height=2.8, right=len(images), bottom=2)
     for column, (image, changed) in enumerate(zip(images, augmented)):

@@ -239,8 +239,9 @@ def create_folder(out, seed):
 
 def make_new_folder(path):
     """Create the folder `path`, or `path`-2, -3, … if there is one already; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
         with contextlib.suppress(FileExistsError):  # of a run that started in the same second
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder

@@ -51,7 +51,8 @@ class Checked:
             for item in value if several else [value]:
                 fits = type(item) is allowed if isinstance(allowed, type) else item in allowed
                 if not fits:
-                    raise SettingError(f"{flag(f.name)}: found {item}, expected {allowed}")
+                    expected = f"one of {', '.join(allowed)}" if isinstance(allowed, tuple) else allowed
+                    raise SettingError(f"{flag(f.name)}: found {item}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Recipe(Checked):
     margin: int = setting("model", 2, Number(0, 4, int), "pixels cropped from each side of every image")
 
     epochs: int = setting("training", 7, Number(1, 100_000, int), "epochs")
-    first_share: float = setting("training", 1.0, Number(0, 1, above=True), "share of the images in the first epoch")
+    first_share: float = setting(
+        "training", 1.0, Number(0, 1, above=True), "share of the images that the first epoch takes"
+    )
     later_share: float = setting("training", 0.15, Number(0, 1, above=True), "in each later one, mostly the hardest")
     batch_size: int = setting("training", 128, Number(1, 1_000_000, int), "images per step")
     lr: float = setting("training", 1.0, Number(0, 1000, above=True), "peak learning rate of the one cycle")
@@ -122,24 +125,17 @@ class Settings(Checked):
     recipe: Recipe = DEFAULT
 
     target: float | None = setting(
-        "run", 99.4, Number(0, 100, above=True), "stop at this test accuracy in percent; none: never", True
+        "run", 99.4, Number(0, 100, above=True), "stop at this test accuracy; none: never", True
     )
-    seed: int = setting("run", 0, Number(0, 2**63 - 1, int), "of weights, data order, augmentation and holdout")
+    seed: int = setting("run", 0, Number(0, 2**63 - 1, int), "seed of weights, data order, augmentation and holdout")
 
     dataset: str = setting("data", "mnist", ("mnist", "digits"), "digits: 1,797 images, part of scikit-learn")
-    data_dir: str | None = setting(
-        "data", None, str, "folder of MNIST's files (default: ./data, ../shared/mnist, download)"
-    )
+    data_dir: str | None = setting("data", None, str, "MNIST's files (default: ./data, ../shared/mnist, download)")
     holdout: int | None = setting(
-        "data",
-        None,
-        Number(1, 1_000_000, int),
-        "hold out N training images to choose the epoch by; test once at the end",
+        "data", None, Number(1, 1_000_000, int), "training images that choose the epoch instead"
     )
 
-    threads: int | None = setting(
-        "machine", None, Number(1, 1024, int), "CPU threads (default: as many as CPUs are free)"
-    )
+    threads: int | None = setting("machine", None, Number(1, 1024, int), "CPU threads (default: as CPUs are free)")
     device: str = setting("machine", "auto", ("auto", "cpu", "cuda", "mps"), "where to train")
     precision: str = setting("machine", "fp32", ("fp32", "bf16"), "bf16 is faster on some processors")
 

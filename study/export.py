@@ -25,26 +25,22 @@ from experiment.errors import CheckpointError, SettingError
 from experiment.files import replace_file, write_json
 from model import SIDE, count_parameters
 from study.results import describe_machine
+from study.runs import ROOT
 from train import predict
 
-PAGE = Path(__file__).parents[1] / "demo" / "model.js"
+PAGE = ROOT / "demo" / "model.js"
 
 
 def to_onnx(net):
     """The Net in evaluation mode as the bytes of an ONNX file for batches of any size."""
+    images = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.uint8)
     try:
         program = torch.onnx.export(
-            net,
-            (torch.zeros(2, 1, SIDE, SIDE, dtype=torch.uint8),),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: "N"},),
-            dynamo=True,
-            verbose=False,
+            net, (images,), input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "N"},), verbose=False
         )
     except ImportError as error:
         raise SettingError(f"{error.name} is missing; pip install -r requirements-optional.txt") from error
-    model = program.model_proto
+    model = program.model_proto  # a new one each time
     graph = model.graph
     # The exporter notes for each node where it stands in the code, with paths of this machine.
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -54,35 +50,29 @@ def to_onnx(net):
 
 
 def for_page(net, test, logits):
-    """What the page needs, as a dict for JSON: the model, and of the Split `test` the five images it is most wrong on.
-
-    `logits`: what the Net answers on the whole of `test`. Bytes are in base64; an image is 28 rows of 28 bytes.
-    """
+    """What the page needs: the model and the five images of `test` that `logits` are most wrong on; bytes in base64."""
     wrong = (logits.argmax(1) != test.labels).nonzero().flatten()
     losses = F.cross_entropy(logits[wrong], test.labels[wrong], reduction="none")
-    hardest = wrong[losses.argsort(descending=True)[:5]].tolist()
+    images, labels = (part[wrong[losses.argsort(descending=True)[:5]]] for part in test)
+    pixels = [base64.b64encode(image).decode() for image in images.numpy()]
     return {
         "parameters": count_parameters(net),
         "images": len(test.labels),
         "wrong": len(wrong),
-        "hardest": [{"label": test.labels[i].item(), "pixels": encoded(test.images[i].numpy())} for i in hardest],
-        "onnx": encoded(to_onnx(net)),
+        "hardest": [{"label": label, "pixels": text} for label, text in zip(labels.tolist(), pixels)],
+        "onnx": base64.b64encode(to_onnx(net)).decode(),
     }
-
-
-def encoded(content):
-    return base64.b64encode(content).decode()
 
 
 def save_net(run, folder=WEIGHTS):
     """Write the weights of the finished run in the folder `run`, and what they are, to `folder`; returns their file."""
     checkpoint = Checkpoint.load(Path(run) / "last.pt")
     settings, history, net = checkpoint.settings, checkpoint.history, checkpoint.net()
-    final = history.final.evaluation if history.epochs else None
     if history.split != "test" or len(history.epochs) != settings.recipe.epochs:
         raise CheckpointError(f"{run}: expected a finished run without --holdout, trained with --target none")
-    content, file = io.BytesIO(), Path(folder) / f"{settings.recipe.name}.pth"
-    torch.save({name: value.contiguous() for name, value in net.state_dict().items()}, content)
+    file, buffer = Path(folder) / f"{settings.recipe.name}.pth", io.BytesIO()
+    torch.save({name: value.contiguous() for name, value in net.state_dict().items()}, buffer)
+    content, final = buffer.getvalue(), history.final.evaluation
     about = {
         "network": settings.recipe.network,
         "parameters": count_parameters(net),
@@ -92,10 +82,9 @@ def save_net(run, folder=WEIGHTS):
         "command": f"python train.py --recipe {settings.description} --target none --seed {settings.seed}",
         "threads": settings.threads,
         **describe_machine(),
-        "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
     }
-    Path(folder).mkdir(exist_ok=True)
-    replace_file(file, content.getvalue())
+    replace_file(file, content)
     write_json(file.with_suffix(".json"), about)
     return file
 
@@ -103,25 +92,23 @@ def save_net(run, folder=WEIGHTS):
 @command
 def main(argv=None):
     parser = Parser(prog="export.py", description=__doc__)
-    default = WEIGHTS / "best.pth"
-    about = "weights/NAME.pth, a run's checkpoint, or its folder (default: weights/best.pth)"
+    default, about = WEIGHTS / "best.pth", "a NAME.pth, a run's checkpoint, or its folder (default: weights/best.pth)"
     parser.add_argument("weights", nargs="?", type=path, default=default, metavar="WEIGHTS", help=about)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", type=path, metavar="FILE", help="default: beside WEIGHTS, ending in .onnx")
     target.add_argument("--page", action="store_true", help="write demo/model.js instead")
-    options = parser.parse_args(argv)
-    if Path(options.weights).is_dir():
-        print(f"Written: {save_net(options.weights)}")
-        return
-    net = load_net(options.weights)
-    if options.page:
-        test = load_mnist().test
+    args = parser.parse_args(argv)
+    source = Path(args.weights)
+    if source.is_dir():
+        file = save_net(source)
+    elif args.page:
+        net, test, file = load_net(source), load_mnist().test, PAGE
         model = for_page(net, test, predict(net, test.images, "fp32"))
-        file, content = PAGE, f"const MODEL = {json.dumps(model, indent=2)};\n".encode()
+        replace_file(file, f"const MODEL = {json.dumps(model, indent=2)};\n".encode())
     else:
-        file, content = options.out or Path(options.weights).with_suffix(".onnx"), to_onnx(net)
-    replace_file(file, content)
-    print(f"Written: {file}, {len(content) / 1000:.0f} kB")
+        file = Path(args.out or source.with_suffix(".onnx"))
+        replace_file(file, to_onnx(load_net(source)))
+    print(f"Written: {file}, {file.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -6,35 +6,27 @@ from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
 from experiment.plots import BLUE, VERMILLION, draw_answers, mistakes, png
 from study.published import PUBLISHED
-from study.results import summarise
+from study.results import summarise_all
 from train import predict
-
-OURS, OTHERS = BLUE, VERMILLION
-
-
-def summaries(results):
-    """(recipe, its summary, colour) of those `results` that have runs."""
-    for result in (result for result in results if result["runs"]):
-        yield result["recipe"], summarise(result["runs"]), OTHERS if result["recipe"] in PUBLISHED else OURS
 
 
 def draw_seconds_to_target(axes, results):
     """A bar per recipe: training seconds until its mean accuracy is at least 99.4%; hatched: all, it never is."""
-    rows = sorted(summaries(results), key=lambda row: row[1]["seconds_to_target"])
-    for y, (_, s, colour) in enumerate(rows):
-        reached, seconds = s["first_epoch"] is not None, s["seconds_to_target"]
+    summaries = summarise_all(results)
+    names = sorted(summaries, key=lambda name: summaries[name]["seconds_to_target"])
+    for y, name in enumerate(names):
+        summary, colour = summaries[name], VERMILLION if name in PUBLISHED else BLUE
+        reached, seconds = summary["first_epoch"] is not None, summary["seconds_to_target"]
         axes.barh(y, seconds, color=colour, alpha=1 if reached else 0.45, hatch="" if reached else "///")
         text = f" {seconds:.0f} s" if seconds >= 10 else f" {seconds:.1f} s"
-        text += "" if reached else f", not reached: {s['by_epoch'][-1]:.2f}%"
-        axes.text(seconds, y, f"{text} (n = {s['n']})", va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        text += "" if reached else f", not reached: {summary['by_epoch'][-1]:.2f}%"
+        axes.text(seconds, y, f"{text} (n = {summary['n']})", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(1, 20 * seconds), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
     axes.minorticks_off()
-    axes.set_xlabel("logarithmic scale")
-    axes.set_title("training seconds to a mean of 99.4% over n runs; hatched: not reached")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.set(xlabel="logarithmic scale", title="training seconds to a mean of 99.4% over n runs; hatched: not reached")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def overview(results, weights):

@@ -2,12 +2,13 @@
 
     python -m study.photographs > results/predict.txt
 
-Thresholds are chosen on pictures of MNIST's training images. The answers are counted on pictures of its test images,
-drawn with other random numbers. Neither are real photographs.
+Thresholds are chosen on pictures of training images, answers counted on those of test images. None is a photograph.
 """
 
 import io
+import string
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,24 +67,9 @@ KINDS = {
     "JPEG 15": {"quality": 15},
     "pencil in shadow": {"contrast": (0.25, 0.4), "shadow": True},
 }
-STYLES = ("", "-Bold", "-Oblique", "-BoldOblique"), ("", "-Bold", "-Italic", "-BoldItalic")
-FONTS = [f"DejaVu{family}{style}" for family in ("Sans", "SansMono") for style in STYLES[0]]
-FONTS += [f"DejaVuSerif{style}" for style in STYLES[1]] + [
-    f"STIXGeneral{end}" for end in ("", "Bol", "Italic", "BolIta")
-]
-FONTS += ["cmr10", "cmb10", "cmss10", "cmtt10", "Pillow's"]
-
-
-CANDIDATES = {
-    "EVEN": (0.008, 0.015, 0.03),
-    "FAINT": (0.05, 0.1, 0.15),
-    "NOISE": (3, 5, 7),
-    "RINGING": (0.02, 0.04, 0.06),
-    "CLUTTER": (2, 2.5, 3),
-    "SMALLEST": (0.03, 0.06, 0.09),
-    "PART": (0.05, 0.1, 0.15),
-    "TALL": (0.4, 0.6, 0.8),
-}
+FONTS = ("DejaVuSans", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol", "cmr10")
+THRESHOLDS = ("EVEN", "FAINT", "NOISE", "RINGING", "CLUTTER", "SMALLEST", "PART", "TALL")  # of photo.py
+OUTCOMES = ("right", "right?", "wrong", "wrong?", "refused")  # ?: unsure
 
 
 def photograph(digit, rng, **options):
@@ -100,26 +86,27 @@ def photograph(digit, rng, **options):
         np.moveaxis(sheet, axis, 0)[spacing // 2 :: spacing] *= 1 - rng.uniform(0.1, 0.2)
     for row, column in rng.integers(0, sides, (o.specks, 2)):
         sheet[row : row + rng.integers(1, 4), column : column + rng.integers(1, 4)] *= rng.uniform(0.1, 0.6)
-    if o.chalk:
-        picture = np.repeat((sheet + (0.95 - sheet) * ink)[..., None], 3, 2)
-    else:
-        picture = sheet[..., None] * (1 - ink[..., None] * (1 - np.array(o.color)))
+    sheet = sheet[..., None]
+    full = np.full(3, 0.95) if o.chalk else sheet * o.color  # where the ink is strongest
+    picture = sheet + (full - sheet) * ink[..., None]
     if o.table:  # above, below, left or right
         width = np.eye(4, dtype=int)[rng.integers(4)].reshape(2, 2) * (max(sides) // 5)
         picture = np.pad(picture, [*width, (0, 0)], constant_values=rng.uniform(0.15, 0.35))
     picture = picture * lighting(picture.shape[:2], rng, o.light, o.shadow)[..., None]
     picture = ndimage.gaussian_filter(picture, (o.blur, o.blur, 0)) + rng.normal(0, o.noise, (*picture.shape[:2], 1))
     picture = Image.fromarray(np.uint8(picture.clip(0, 1) * 255 + 0.5))
-    return picture if o.quality is None else reopened(picture, "JPEG", quality=o.quality)
+    if o.quality is None:
+        return picture
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=o.quality)
+    return Image.open(content)
 
 
 def pen_stroke(digit, height, tilt, pen):
     """The box of `digit` (uint8 (28, W)), its height enlarged from 28 to `height`, with sharp edges: floats in 0..1."""
-    width = height * digit.shape[1] // 28
-    big = Image.fromarray(digit).resize((int(width), int(height)), Image.Resampling.BICUBIC)
+    big = Image.fromarray(digit).resize((height * digit.shape[1] // 28, height), Image.Resampling.BICUBIC)
     ink = np.asarray(big.rotate(tilt, Image.Resampling.BICUBIC, expand=True)) / 255
-    if pen:
-        ink = (ndimage.grey_dilation if pen > 0 else ndimage.grey_erosion)(ink, [1 + int(abs(pen) * height / 28)] * 2)
+    ink = (ndimage.grey_dilation if pen > 0 else ndimage.grey_erosion)(ink, [1 + int(abs(pen) * height / 28)] * 2)
     ink = ((ink - 0.4) * 3 + 0.5).clip(0, 1)
     (box,) = ndimage.find_objects((ink > 0).astype(int)) or [(slice(None), slice(None))]
     return ink[box]
@@ -136,23 +123,11 @@ def lighting(shape, rng, light, shadow):
     return bright
 
 
-def reopened(picture, form, **options):
-    """`picture` saved in the format `form` and opened again."""
-    content = io.BytesIO()
-    picture.save(content, form, **options)
-    return Image.open(content)
-
-
-def font(name, size):
-    if name == "Pillow's":
-        return ImageFont.load_default(size)
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")), size)
-
-
-def printed(text, name, size=64):
-    """`text` in black on white, in the font `name`, `size` pixels high, as a PIL image."""
+def printed(text, font, size=64):
+    """A PIL image of `text`, black on white; `font` is one that matplotlib brings along."""
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
     image = Image.new("L", (2 * size, 2 * size), 255)
-    ImageDraw.Draw(image).text((size, size), text, fill=0, font=font(name, size), anchor="mm")
+    ImageDraw.Draw(image).text((size, size), text, fill=0, font=ImageFont.truetype(str(file), size), anchor="mm")
     return image
 
 
@@ -164,97 +139,60 @@ def beside(a, b, rng):
 
 
 def sample(split, count, seed):
-    """{kind: (pictures, labels)}, `count` each, of images in a data.Split; lists of blank sheets and of pairs."""
-    rng, digits, blank, pairs = np.random.default_rng(seed), {}, [], []
-    originals, labels = split.images[:, 0].numpy(), split.labels.tolist()
+    """{kind: [(picture, digit)]} from a data.Split, `count` of each of KINDS; None is no digit, or several."""
+    rng, originals, labels = np.random.default_rng(seed), split.images[:, 0].numpy(), split.labels.tolist()
+    groups, blank, pairs = {}, [], []
     for kind, options in KINDS.items():
         index = rng.integers(0, len(labels), count)
-        digits[kind] = [photograph(originals[i], rng, **options) for i in index], [labels[i] for i in index]
-        for i in index[: count // 4]:
-            blank.append(photograph(np.zeros((28, 28), np.uint8), rng, **options))
-            pairs.append(photograph(beside(originals[i], originals[i - 1], rng), rng, **options))
-    return digits, blank, pairs
+        groups[kind] = [(photograph(originals[i], rng, **options), labels[i]) for i in index]
+        for i in index[: max(1, count // 4)]:
+            blank.append((photograph(np.zeros((28, 28), np.uint8), rng, **options), None))
+            pairs.append((photograph(beside(originals[i], originals[i - 1], rng), rng, **options), None))
+    return {**groups, "all digits": sum(groups.values(), []), "blank sheets": blank, "two digits": pairs}
 
 
-def answers(pictures, net):
-    """For each picture (digit, probability), or (None, 0) where predict.py finds no single digit."""
-    for picture in pictures:
-        try:
-            row = predict.predict([picture], net)[0]
-            yield int(row.argmax()), float(row.max())
-        except photo.ImageError:
-            yield None, 0.0
+def outcome(picture, digit, net):
+    """One of the OUTCOMES of showing predict.py a picture of `digit`, or of none or several (None)."""
+    try:
+        row = predict.predict([picture], net)[0]
+    except photo.ImageError:
+        return "refused"
+    answer = "right" if int(row.argmax()) == digit else "wrong"
+    return answer if row.max() >= predict.UNSURE else f"{answer}?"
 
 
-def percent(hits):
-    hits = list(hits)
-    return f"{100 * sum(hits) / max(len(hits), 1):12.2f}"
+def print_outcomes(title, pictures, net):
+    """Print how many of the `pictures`, pairs of picture and digit, have each of the OUTCOMES."""
+    counts = Counter(outcome(picture, digit, net) for picture, digit in pictures)
+    print(f"{title:30}{len(pictures):6}", *(f"{counts[name] / len(pictures):9.2%}" for name in OUTCOMES), flush=True)
 
 
-def answered(pictures, net):
-    return percent(digit is not None for digit, _ in answers(pictures, net))
-
-
-def choose(split, net, count=24, seed=0):
-    """Print what each threshold does, the others as they are."""
-    digits, blank, pairs = sample(split, count, seed)
-    pictures, labels = (sum((list(group[i]) for group in digits.values()), []) for i in (0, 1))
-    print(f"\nThresholds (*: chosen), on {len(labels)} digits, {len(blank)} blank sheets, {len(pairs)} pairs (%)")
-    print("                       right     refused   blank ans.   pairs ans.")
-    for name, candidates in CANDIDATES.items():
-        chosen = getattr(photo, name)
-        for value in candidates:
-            setattr(photo, name, value)
-            found = list(answers(pictures, net))
-            columns = [percent(digit == label for (digit, _), label in zip(found, labels))]
-            columns += [percent(digit is None for digit, _ in found), answered(blank, net), answered(pairs, net)]
-            print(f"{name:10}{value:6}{'*' if value == chosen else ' '}", *columns, flush=True)
-        setattr(photo, name, chosen)
-
-
-def choose_unsure(split, net, count=120, seed=3):
-    """Print what the threshold UNSURE does."""
-    right, wrong = [], []
-    for pictures, labels in sample(split, count, seed)[0].values():
-        for (digit, probability), label in zip(answers(pictures, net), labels):
-            if digit is not None:
-                (right if digit == label else wrong).append(probability)
-    print(f"\nUNSURE, on {len(right)} right and {len(wrong)} wrong answers (%): how many are below it")
-    for value in (0.4, 0.5, 0.6, 0.7, 0.8):
-        mark = "*" if value == predict.UNSURE else " "
-        print(f"{value:6}{mark}", *(percent(p < value for p in group) for group in (right, wrong)))
-
-
-def count_answers(split, net, count=200, seed=1):
-    """Print how many answers are right, for every kind of picture."""
-    digits, blank, pairs = sample(split, count, seed)
-    digits["all of these"] = tuple(sum(parts, []) for parts in zip(*digits.values()))
-    as_they_are = [reopened(Image.fromarray(image.numpy()), "PNG") for image in split.images[:1000, 0]]
-    digits["MNIST as it is"] = as_they_are, split.labels[:1000].tolist()
-    for size in (20, 40, 80, 160):
-        texts = [(text, name) for name in FONTS for text in "0123456789"]
-        digits[f"{len(FONTS)} fonts, {size} px"] = [printed(*item, size) for item in texts], [int(t) for t, _ in texts]
-    print("\nPictures of test images (%)\n                          n        right       unsure      refused")
-    for kind, (pictures, labels) in digits.items():
-        found = list(answers(pictures, net))
-        columns = [percent(digit == label for (digit, _), label in zip(found, labels))]
-        columns += [percent(digit is not None and p < predict.UNSURE for digit, p in found)]
-        print(f"{kind:20}{len(found):7}", *columns, percent(digit is None for digit, _ in found), flush=True)
-    letters = [printed(chr(code), name) for name in FONTS for code in range(ord("A"), ord("Z") + 1)]
-    print("\nNo digit (%)\n                          n     answered  sure of all")
-    for kind, pictures in {"blank sheets": blank, "two digits": pairs, "capital letters": letters}.items():
-        found = list(answers(pictures, net))
-        sure = percent(p >= predict.UNSURE for _, p in found)
-        print(f"{kind:20}{len(found):7}", percent(digit is not None for digit, _ in found), sure)
+def vary(module, names, groups, net):
+    """Print the outcomes with each threshold in `module` at 2/3 of its value, as it is, and at 4/3."""
+    for name in names:
+        chosen = getattr(module, name)
+        for kind in ("all digits", "blank sheets", "two digits"):
+            for value in (2 / 3 * chosen, chosen, 4 / 3 * chosen):
+                setattr(module, name, value)
+                print_outcomes(f"{name} {value:.2g}, {kind}", groups[kind], net)
+        setattr(module, name, chosen)
 
 
 @command
 def main(argv=None):
     dataset, net, about = load_mnist(), load_net(predict.DEFAULT), describe_machine()
     print(f"# python -m study.photographs\n# {about['machine']}, {about['versions']}, weights/best.pth")
-    choose(dataset.train, net)
-    choose_unsure(dataset.train, net)
-    count_answers(dataset.test, net)
+    print("# n: number of pictures; the rest: shares of them; ?: unsure; of three thresholds, the second is chosen\n")
+    print(f"{'Training images':30}{'n':>6}", *(f"{name:>9}" for name in OUTCOMES))
+    vary(photo, THRESHOLDS, sample(dataset.train, 24, seed=0), net)
+    vary(predict, ["UNSURE"], sample(dataset.train, 120, seed=3), net)
+    groups = sample(dataset.test, 200, seed=1)
+    groups["MNIST as it is"] = list(zip(dataset.test.images[:1000, 0].numpy(), dataset.test.labels[:1000].tolist()))
+    groups["printed digits"] = [(printed(digit, font), int(digit)) for font in FONTS for digit in string.digits]
+    groups["capital letters"] = [(printed(text, font), None) for font in FONTS for text in string.ascii_uppercase]
+    print("\nTest images")
+    for kind, pictures in groups.items():
+        print_outcomes(kind, pictures, net)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Five published recipes for 99.4% on MNIST under 20,000 parameters.
 
 Networks and settings are those of the READMEs that publish them; a value that a README leaves out is marked "assumed".
-`python -m experiment.train_published NAME` trains one.
+`python -m study.train_published NAME` trains one.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 def conv(c_in, c_out, *after, kernel_size=3, padding=1, bias=True):
     """A convolution and what follows it, "relu", "bn" or a module."""
-    modules = {"relu": nn.ReLU, "bn": lambda: nn.BatchNorm2d(c_out)}
-    after = [modules[item]() if isinstance(item, str) else item for item in after]
-    return [nn.Conv2d(c_in, c_out, kernel_size, padding=padding, bias=bias), *after]
+    named = {"relu": nn.ReLU(), "bn": nn.BatchNorm2d(c_out)}
+    return [nn.Conv2d(c_in, c_out, kernel_size, padding=padding, bias=bias), *(named.get(item, item) for item in after)]
 
 
 def net_11034():
@@ -109,15 +108,13 @@ class Published:
         return {name: value for name, value in vars(self).items() if not callable(value)}
 
 
+ADAM = partial(Adam, lr=0.001)
 PUBLISHED = {
     "net-11034": Published(
         net_11034, partial(SGD, lr=0.1, momentum=0.9), epochs=15, one_cycle={"max_lr": 0.1, "pct_start": 0.2}
     ),
     "net-14314": Published(
-        net_14314,
-        partial(Adam, lr=0.001, weight_decay=1e-4),
-        one_cycle={"max_lr": 0.01, "pct_start": 0.2},
-        held_out=10_000,
+        net_14314, partial(ADAM, weight_decay=1e-4), one_cycle={"max_lr": 0.01, "pct_start": 0.2}, held_out=10_000
     ),
     "net-19576": Published(
         net_19576,
@@ -128,5 +125,5 @@ PUBLISHED = {
         affine=(10, 0.1, 0.1, 5),
     ),
     "net-10170": Published(net_10170, partial(SGD, lr=0.01, momentum=0.9)),
-    "net-9720": Published(net_9720, partial(Adam, lr=0.001)),  # lr and batch size assumed
+    "net-9720": Published(net_9720, ADAM),  # lr and batch size assumed
 }

@@ -8,12 +8,10 @@ In a document, "<!-- KIND: FILE... -->" and "<!-- end -->" enclose what the func
 named relative to the document.
 """
 
-import functools
 import json
 import re
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 
@@ -24,62 +22,50 @@ from experiment.files import replace_file
 from model import Net, count_parameters
 from study import figures
 from study.published import PUBLISHED
-from study.results import read_results, summarise
+from study.results import read_results, summarise, summarise_all
+from study.runs import ROOT
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = ROOT / "results"
 SESSION = RESULTS / "side-by-side.json"  # all recipes in one session: its times compare
-ROOT = RESULTS.parent
 DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", ROOT / "weights" / "README.md")
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
 
-
-COLUMNS = {  # title: format of a cell, with the values of `cells`
-    "recipe": "{recipe}",
-    "recipe, weights": "{linked}",
-    "parameters": "{params:,}",
-    "epochs": "{epochs}",
-    "passes": "{passes:.3g}",
-    "mean ± std (n)": "{mean:.3f}{deviation}% ({n})",
-    "95% CI of the mean": "{interval}",
-    "min": "{min:.2f}",
-    "runs ≥ 99.4%": "{reached} of {n}",
-    "training s": "{session_seconds}",
-    "training s to a mean of 99.4%": "{to_target}",
-    "training s, all epochs": "{all_seconds:.1f}",
-    "whole process, s": "{total_seconds:.1f}",
-    "peak MB": "{memory}",
-}
 SUMMARY = ("recipe, weights", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "training s")
 ACCURACY = ("recipe", "parameters", "epochs", "passes", "mean ± std (n)", "95% CI of the mean", "min", "runs ≥ 99.4%")
 TIMES = ("training s to a mean of 99.4%", "training s, all epochs", "whole process, s", "peak MB")
 
 
 def cells(result):
-    """What the columns show of a result that has runs."""
-    summary, file = summarise(result["runs"]), WEIGHTS / f"{result['recipe']}.pth"
-    reached = f"{summary['seconds_to_target']:.1f} (epoch {summary['first_epoch']})"
+    """{column: text} of a result that has runs."""
+    recipe, summary = result["recipe"], summarise(result["runs"])
+    std = "" if summary["std"] is None else f" ± {summary['std']:.3f}"
+    to_target = f"{summary['seconds_to_target']:.1f} (epoch {summary['first_epoch']})"
     return {
-        **result,
-        **summary,
-        "linked": f"[{result['recipe']}](weights/{file.name})" if file.exists() else result["recipe"],
-        "deviation": "" if summary["std"] is None else f" ± {summary['std']:.3f}",
-        "interval": "{:.3f} to {:.3f}".format(*summary["ci95"]) if summary["ci95"] else "–",
-        "session_seconds": session_seconds(result),
-        "to_target": reached if summary["first_epoch"] else "never",
-        "all_seconds": summary["seconds"][-1],
-        "memory": summary["peak_memory_mb"] or "–",
+        "recipe": recipe,
+        "recipe, weights": f"[{recipe}](weights/{recipe}.pth)" if (WEIGHTS / f"{recipe}.pth").exists() else recipe,
+        "parameters": f"{result['params']:,}",
+        "epochs": summary["epochs"],
+        "passes": f"{summary['passes']:.3g}",
+        "mean ± std (n)": f"{summary['mean']:.3f}{std}% ({summary['n']})",
+        "95% CI of the mean": "{:.3f} to {:.3f}".format(*summary["ci95"]) if summary["ci95"] else "–",
+        "min": f"{summary['min']:.2f}",
+        "runs ≥ 99.4%": f"{summary['reached']} of {summary['n']}",
+        "training s": session_seconds(result),
+        "training s to a mean of 99.4%": to_target if summary["first_epoch"] else "never",
+        "training s, all epochs": f"{summary['seconds'][-1]:.1f}",
+        "whole process, s": f"{summary['total_seconds']:.1f}",
+        "peak MB": summary["peak_memory_mb"] or "–",
     }
 
 
 def session_seconds(result):
     """Training seconds in the SESSION of the recipe of `result`, and in brackets settings that have changed since."""
-    for there in read_results(SESSION):
-        if there["recipe"] == result["recipe"] and there["runs"]:
-            config = there["config"].items()
-            changed = [f"{name} {value}" for name, value in config if value != result["config"].get(name)]
-            seconds = f"{summarise(there['runs'])['seconds'][-1]:.1f}"
-            return f"{seconds} ({', '.join(changed)})" if changed else seconds
-    return "–"
+    there = next((other for other in read_results(SESSION) if other["recipe"] == result["recipe"]), None)
+    if not (there and there["runs"]):
+        return "–"
+    changed = [f"{name} {value}" for name, value in there["config"].items() if value != result["config"].get(name)]
+    seconds = f"{summarise(there['runs'])['seconds'][-1]:.1f}"
+    return f"{seconds} ({', '.join(changed)})" if changed else seconds
 
 
 def markdown(columns, rows):
@@ -91,7 +77,7 @@ def markdown(columns, rows):
 def table(results, columns=ACCURACY + TIMES):
     """A Markdown table of those `results` that have runs."""
     rows = [cells(result) for result in results if result["runs"]]
-    return markdown(columns, ([COLUMNS[column].format(**row) for column in columns] for row in rows))
+    return markdown(columns, ([row[column] for column in columns] for row in rows))
 
 
 def read(path):
@@ -106,55 +92,48 @@ def tables(files, columns):
     return table([result for file in files for result in read_results(file)], columns)
 
 
-def log(files):
-    return "\n".join(["```", *(read(file).rstrip("\n") for file in files), "```"])
-
-
 def machine(files):
     """The machine, versions and numbers of runs of the file."""
     results = read_results(files[0])
-    result, runs = results[0], sorted(len(result["runs"]) for result in results)
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
-    what = f"Training s: all epochs, median of {runs[0]} to {runs[-1]} runs"
-    return f"{what}, {threads} of {result['machine']}; {versions}."
+    first, counts = results[0], [len(result["runs"]) for result in results]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    threads = "1 thread" if first["threads"] == 1 else f"{first['threads']} threads"
+    what = f"Training s: all epochs, median of {min(counts)} to {max(counts)} runs"
+    return f"{what}, {threads} of {first['machine']}; {versions}."
 
 
 def ratio(files):
     """How much longer the published recipe of the least time to a mean of 99.4%, or in vain, trains than `fast`."""
-    results = {result["recipe"]: summarise(result["runs"]) for result in read_results(files[0]) if result["runs"]}
-    seconds = {name: summary["seconds_to_target"] for name, summary in results.items()}
-    best = min((name for name in results if name in PUBLISHED), key=seconds.get)
-    end = "" if results[best]["first_epoch"] else f" and ends at {results[best]['by_epoch'][-1]:.2f}%"
+    summaries = summarise_all(read_results(files[0]))
+    name = min((name for name in summaries if name in PUBLISHED), key=lambda name: summaries[name]["seconds_to_target"])
+    fast, best = summaries["fast"], summaries[name]
+    ours, theirs = fast["seconds_to_target"], best["seconds_to_target"]
+    end = "" if best["first_epoch"] else f" and ends at {best['by_epoch'][-1]:.2f}%"
     return (
-        f"`fast` reaches a mean of 99.4% in {seconds['fast']:.1f} s (n = {results['fast']['n']}); the shortest of "
-        f"the five, {best}, trains for {seconds[best]:.0f} s{end} (n = {results[best]['n']}): "
-        f"**{seconds[best] / seconds['fast']:.0f} times** as long."
+        f"`fast` reaches a mean of 99.4% in {ours:.1f} s (n = {fast['n']}); the shortest of the five, {name}, trains "
+        f"for {theirs:.0f} s{end} (n = {best['n']}): **{theirs / ours:.0f} times** as long."
     )
 
 
 def weights(files):
     """A table of the JSON files of trained weights."""
-
-    def row(file):
-        about = json.loads(read(file))
+    rows = []
+    for file in files:
+        about, size = json.loads(read(file)), f"{file.with_suffix('.pth').stat().st_size / 1000:.0f} KB"
         correct, count = about["correct"], about["test_images"]
-        accuracy, error = 100 * correct / count, 100 * (correct * (count - correct) / count**3) ** 0.5
-        right, size = f"{correct:,} of {count:,}", f"{file.with_suffix('.pth').stat().st_size / 1000:.0f} KB"
-        return file.stem, f"{about['parameters']:,}", right, f"{accuracy:.2f} ± {error:.2f}%", size
-
-    columns = ("weights", "parameters", "test images right", "accuracy ± standard error", "size")
-    return markdown(columns, map(row, files))
+        error = 100 * (correct * (count - correct) / count**3) ** 0.5
+        accuracy = f"{100 * correct / count:.2f} ± {error:.2f}%"
+        rows.append((file.stem, f"{about['parameters']:,}", f"{correct:,} of {count:,}", accuracy, size))
+    return markdown(("weights", "parameters", "test images right", "accuracy ± standard error", "size"), rows)
 
 
 def scaling(files):
     """A table of what study.scaling measured."""
-
-    def row(case):
+    rows = []
+    for case in json.loads(read(files[0]))["cases"]:
         what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in case["case"].items())
-        return what, f"{statistics.median(case['seconds']):.1f}", max(case["peak_memory_mb"])
-
-    return markdown(("what differs", "seconds per epoch", "peak MB"), map(row, json.loads(read(files[0]))["cases"]))
+        rows.append((what, f"{statistics.median(case['seconds']):.1f}", max(case["peak_memory_mb"])))
+    return markdown(("what differs", "seconds per epoch", "peak MB"), rows)
 
 
 def layers(files):
@@ -165,17 +144,17 @@ def layers(files):
         values, kernel = block(values), block[0].kernel_size[0]
         what = f"{kernel} × {kernel} convolution" + (", pooling" if len(block) > 3 else "")
         rows.append((number, what, " × ".join(map(str, values.shape[1:])), f"{count_parameters(block):,}"))
-    head = "global average pooling, dropout, linear"
-    rows.append((len(rows) + 1, head, 10, f"{count_parameters(net.classifier):,}"))
+    last = "global average pooling, dropout, linear"
+    rows.append((len(rows) + 1, last, 10, f"{count_parameters(net.classifier):,}"))
     return markdown(("", "block", "output", "parameters"), rows)
 
 
 KINDS = {
     "layers": layers,
-    "summary table": functools.partial(tables, columns=SUMMARY),
-    "accuracy table": functools.partial(tables, columns=ACCURACY),
-    "time table": functools.partial(tables, columns=("recipe", *TIMES)),
-    "log": log,
+    "summary table": lambda files: tables(files, SUMMARY),
+    "accuracy table": lambda files: tables(files, ACCURACY),
+    "time table": lambda files: tables(files, ("recipe", *TIMES)),
+    "log": lambda files: f"```\n{read(files[0])}```",
     "machine": machine,
     "ratio": ratio,
     "weights": weights,
@@ -196,11 +175,10 @@ def filled(document):
 @command
 def main(argv=None):
     parser = Parser(prog="report.py", description=__doc__)
-    parser.add_argument("files", nargs="*", type=path, metavar="FILE", help="only print the table of these files")
-    parser.add_argument("--check", action="store_true", help="exit with an error if they do not match the JSON files")
+    group, about = parser.add_mutually_exclusive_group(), "only print the table of these files"
+    group.add_argument("files", nargs="*", type=path, default=[], metavar="FILE", help=about)
+    group.add_argument("--check", action="store_true", help="exit with an error if a document does not match the files")
     args = parser.parse_args(argv)
-    if args.check and args.files:
-        parser.error("--check: found with FILE; drop one of them")
     if args.files:
         print(tables(args.files, ACCURACY + TIMES))
         return

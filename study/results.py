@@ -12,36 +12,31 @@ from experiment.errors import FileError, reason
 
 TARGET = 99.4
 KEYS = {"recipe", "params", "config", "machine", "versions", "runs"}
-RUN_KEYS = {"seed", "epoch_test_accuracy", "final_test_accuracy", "train_seconds", "total_seconds", "peak_memory_mb"}
+RUN_KEYS = {"seed", "epoch_test_accuracy", "epoch_seconds", "passes"}
+RUN_KEYS |= {"final_test_accuracy", "total_seconds", "peak_memory_mb"}
 
 
 def add_run(result, metrics, process_seconds, jobs=1):
     """Add the content of a run's metrics.json to `result`, in the order of the seeds, and summarise all runs anew."""
-    accuracies = [epoch["test_accuracy"] for epoch in metrics["epochs"]]
-    seconds = [epoch["seconds"] for epoch in metrics["epochs"]]
-    result["params"] = metrics["params"]
-    run = {
-        "seed": metrics["seed"],
-        "epoch_test_accuracy": accuracies,
-        "epoch_seconds": seconds,
-        "passes": round(sum(epoch["images"] for epoch in metrics["epochs"]) / metrics["train_images"], 4),
-        "final_test_accuracy": metrics["final_test_accuracy"],
-        "train_seconds": metrics["train_seconds"],
+    result["params"], epochs = metrics["params"], metrics["epochs"]
+    copied = ("seed", "final_test_accuracy", "train_seconds", "peak_memory_mb", "threads", "precision")
+    run = {name: metrics[name] for name in copied} | {
+        "epoch_test_accuracy": [epoch["test_accuracy"] for epoch in epochs],
+        "epoch_seconds": [epoch["seconds"] for epoch in epochs],
+        "passes": round(sum(epoch["images"] for epoch in epochs) / metrics["train_images"], 4),
         "total_seconds": round(process_seconds, 3),
-        **{name: metrics[name] for name in ("peak_memory_mb", "threads", "precision")},
-        **({"jobs": jobs} if jobs > 1 else {}),  # trained side by side
     }
+    if jobs > 1:
+        run["jobs"] = jobs  # trained side by side
     result["runs"] = sorted([*result["runs"], run], key=lambda run: run["seed"])
     summary = summarise(result["runs"])
     result.update({name: summary[name] for name in ("mean", "std", "ci95")})
 
 
 def summarise(runs):
-    """Mean, sample standard deviation, 95% confidence interval of the mean (Student's t), times, and more.
+    """Mean, sample standard deviation, from five runs on a 95% confidence interval (Student's t), times, and more.
 
-    `seconds` holds the training time up to the end of each epoch, from medians over the runs; `first_epoch` is the
-    first after which the mean accuracy is at least 99.4%; `seconds_to_target` is the time up to it, or all if there is
-    none. The interval is given from five runs on.
+    `seconds`: medians up to the end of each epoch; `first_epoch`: the first with a mean accuracy of 99.4%, or None.
     """
     from scipy.stats import t
 
@@ -53,13 +48,12 @@ def summarise(runs):
         std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)] if n >= 5 else None
     by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
     epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if accuracy >= TARGET), None)
-    by_run = (run.get("epoch_seconds") or [run["train_seconds"] / len(by_epoch)] * len(by_epoch) for run in runs)
-    seconds = list(itertools.accumulate(statistics.median(column) for column in zip(*by_run)))
-    to_target = seconds[epoch - 1] if epoch else seconds[-1]
+    medians = map(statistics.median, zip(*(run["epoch_seconds"] for run in runs)))
+    seconds = list(itertools.accumulate(medians))
     return {
         "n": n,
         "epochs": len(by_epoch),
-        "passes": statistics.median(run.get("passes", len(by_epoch)) for run in runs),
+        "passes": statistics.median(run["passes"] for run in runs),
         "by_epoch": by_epoch,
         "mean": round(mean, 4),
         "std": std,
@@ -68,10 +62,15 @@ def summarise(runs):
         "reached": sum(final >= TARGET for final in finals),
         "first_epoch": epoch,
         "seconds": seconds,
-        "seconds_to_target": to_target,
+        "seconds_to_target": seconds[epoch - 1] if epoch else seconds[-1],
         "total_seconds": statistics.median(run["total_seconds"] for run in runs),
         "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs) or None,
     }
+
+
+def summarise_all(results):
+    """{recipe: summary} of those `results` that have runs."""
+    return {result["recipe"]: summarise(result["runs"]) for result in results if result["runs"]}
 
 
 def read_results(path):
@@ -82,8 +81,7 @@ def read_results(path):
             for part, keys in [(result, KEYS), *((run, RUN_KEYS) for run in result["runs"])]:
                 if missing := keys - part.keys():
                     raise ValueError(f"no {', '.join(sorted(missing))}")
-            if result["runs"]:
-                summarise(result["runs"])
+        summarise_all(results)
     except Exception as error:  # whatever is in it
         raise FileError(f"{path} is not a benchmark's JSON ({reason(error)}); name another or remove it") from error
     return results
@@ -91,10 +89,9 @@ def read_results(path):
 
 def describe_machine():
     """{"machine": processor, cores and system; "versions": of Python and the packages that matter}."""
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "torchvision")}}
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    model = models[0] if models else platform.processor() or platform.machine()
+    versions = {"python": platform.python_version(), "torch": version("torch"), "torchvision": version("torchvision")}
     return {"machine": f"{model}, {os.cpu_count()} cores, {platform.system()}", "versions": versions}

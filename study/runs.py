@@ -14,10 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_process(argv, **variables):
-    """Run `python ARGV --out FOLDER`: (content of its metrics.json, seconds from start to exit).
-
-    `variables` are added to its environment. The process ends with this one.
-    """
+    """Run `python ARGV --out FOLDER` with environment `variables`: (its metrics.json, seconds from start to exit)."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **variables}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -28,7 +25,7 @@ def run_process(argv, **variables):
             try:
                 errors = process.communicate()[1].strip()
             finally:
-                process.terminate()
+                process.terminate()  # if this process is interrupted
         if process.returncode != 0:
             raise ExperimentError((errors or f"exit code {process.returncode}").splitlines()[-1])
         return json.loads((out / "metrics.json").read_text()), time.perf_counter() - start

@@ -41,16 +41,8 @@ def measure(threads, processes, images, batch_size, widths, data_dir):
     """(seconds of the epoch, peak memory in MB of the first process) of one run."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
     argv = [*launcher, ROOT / "train.py", "--recipe", "one-epoch", "--target", "none", "--no-plots"]
-    argv += [
-        "--data-dir",
-        data_dir / str(images),
-        "--threads",
-        threads,
-        "--batch-size",
-        batch_size,
-        "--widths",
-        *widths,
-    ]
+    argv += ["--data-dir", data_dir / str(images), "--threads", threads]
+    argv += ["--batch-size", batch_size, "--widths", *widths]
     metrics, _ = run_process(argv)
     return metrics["train_seconds"], metrics["peak_memory_mb"]
 

@@ -12,23 +12,23 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
-from data import Split
 from experiment.cli import Parser, command, path, whole_number
 from experiment.datasets import load_mnist
 from experiment.errors import DataError
 from experiment.files import write_json, writing
-from experiment.history import History, Score
+from experiment.history import History
 from experiment.machine import peak_memory_mb, set_up, synchronized_time
 from experiment.meter import Meter, progress
 from experiment.settings import Settings
 from model import MEAN, STD, count_parameters
 from study.published import PUBLISHED
+from train import predict, score
 
 
-class PILImages(torch.utils.data.Dataset):
+class PILImages(Dataset):
     """The images of a Split one by one, as torchvision.datasets.MNIST gives them, through torchvision's transforms."""
 
     def __init__(self, split, affine):
@@ -48,14 +48,13 @@ class PILImages(torch.utils.data.Dataset):
 
 def make_loader(split, recipe):
     """The training batches of `recipe`, without the images that it holds out."""
-    count = len(split.labels)
+    images, count = PILImages(split, recipe.affine), len(split.labels)
     if recipe.held_out >= count:
-        held = f"the {recipe.held_out} that the recipe holds out"
-        raise DataError(f"found {count} training images, expected more than {held}")
+        raise DataError(f"found {count} training images, expected more than the {recipe.held_out} to hold out")
     if recipe.held_out:
-        kept = torch.randperm(count, generator=torch.Generator().manual_seed(42))[recipe.held_out :]
-        split = Split(split.images[kept], split.labels[kept])
-    return DataLoader(PILImages(split, recipe.affine), recipe.batch_size, shuffle=True)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(42)).tolist()
+        images = Subset(images, order[recipe.held_out :])
+    return DataLoader(images, recipe.batch_size, shuffle=True)
 
 
 def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, device, epoch):
@@ -67,46 +66,17 @@ def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, device
         optimizer.zero_grad()
         logits = model(images)
         F.cross_entropy(logits, labels, label_smoothing=label_smoothing).backward()
-        lr = scheduler.get_last_lr()[0]
+        losses, lr = F.cross_entropy(logits.detach(), labels, reduction="none"), scheduler.get_last_lr()[0]
+        meter.add(lr, losses, logits.detach(), labels)
         optimizer.step()
         scheduler.step()
-        meter.add(lr, F.cross_entropy(logits.detach(), labels, reduction="none"), logits.detach(), labels)
     return meter
 
 
-@torch.inference_mode()
 def evaluate(model, split, device):
     """The Score of `model` on all images of `split`."""
-    model.eval()
     images = ((split.images.float() / 255 - MEAN) / STD).to(device)
-    logits = torch.cat([model(batch) for batch in images.split(1000)]).cpu()
-    loss = F.cross_entropy(logits, split.labels).item()
-    return Score(loss, (logits.argmax(1) == split.labels).sum().item(), len(logits))
-
-
-def run(name, seed, data_dir, device, threads, out):
-    """Train the published recipe `name` to its last epoch; write metrics.json into `out` as train.py does."""
-    start, recipe, out = time.perf_counter(), PUBLISHED[name], Path(out)
-    settings = set_up(Settings(seed=seed, device=device, threads=threads))
-    dataset, device = load_mnist(data_dir), settings.device
-    loader = make_loader(dataset.train, recipe)
-    torch.manual_seed(seed)
-    model = recipe.net().to(device)
-    optimizer = recipe.optimizer(model.parameters())
-    scheduler = recipe.scheduler(optimizer, recipe.epochs * len(loader))
-    with writing(out, "choose another folder with --out"):
-        out.mkdir(parents=True)
-    history, facts = History("test"), {"recipe": name, "dataset": dataset.name, "sha256": dataset.sha256, "seed": seed}
-    facts |= {"params": count_parameters(model), "device": device, "threads": settings.threads, "precision": "fp32"}
-    facts["train_images"] = len(dataset.train.labels)
-    for epoch in range(1, recipe.epochs + 1):
-        began = synchronized_time(device)
-        meter = train_one_epoch(model, loader, optimizer, scheduler, recipe.label_smoothing, device, epoch)
-        training, seconds = meter.score, synchronized_time(device) - began
-        history.add(training, evaluate(model, dataset.test, device), meter.lr, meter.curve, seconds)
-        history.total_seconds, history.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()
-        write_json(out / "metrics.json", {**facts, **history.metrics(target=None)})
-        print(f"Epoch {epoch}: {history.final.accuracy:.2f}%, {seconds:.1f} s")
+    return score(predict(model, images, "fp32").cpu(), split.labels)
 
 
 @command
@@ -118,7 +88,29 @@ def main(argv=None):
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="as for train.py")
     parser.add_argument("--out", type=path, metavar="DIR", required=True, help="new folder for metrics.json")
-    run(**vars(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    start, recipe, out = time.perf_counter(), PUBLISHED[args.name], Path(args.out)
+    settings = set_up(Settings(seed=args.seed, device=args.device, threads=args.threads))
+    dataset, device = load_mnist(args.data_dir), settings.device
+    loader = make_loader(dataset.train, recipe)
+    torch.manual_seed(args.seed)
+    model = recipe.net().to(device)
+    optimizer = recipe.optimizer(model.parameters())
+    scheduler = recipe.scheduler(optimizer, recipe.epochs * len(loader))
+    with writing(out, "choose another folder with --out"):
+        out.mkdir(parents=True)
+    facts = {"recipe": args.name, "params": count_parameters(model), "train_images": len(dataset.train.labels)}
+    facts |= {"dataset": dataset.name, "sha256": dataset.sha256}
+    facts |= {name: getattr(settings, name) for name in ("seed", "device", "threads", "precision")}
+    history = History("test")
+    for epoch in range(1, recipe.epochs + 1):
+        began = synchronized_time(device)
+        meter = train_one_epoch(model, loader, optimizer, scheduler, recipe.label_smoothing, device, epoch)
+        training, seconds = meter.score, synchronized_time(device) - began
+        history.add(training, evaluate(model, dataset.test, device), meter.lr, meter.curve, seconds)
+        history.total_seconds, history.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()
+        write_json(out / "metrics.json", {**facts, **history.metrics(target=None)})
+        print(f"Epoch {epoch}: {history.final.accuracy:.2f}%, {seconds:.1f} s")
 
 
 if __name__ == "__main__":

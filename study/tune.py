@@ -3,8 +3,7 @@
     python -m study.tune default --set "" --set "--epochs 8" --set "--lr 0.8 --momentum 0.85" --out tune.jsonl
 
 A run is `python train.py --recipe NAME SETTING --holdout 10000 --target none --threads 1 --no-plots --seed S`; the seed
-draws the split too. The same command continues an interrupted comparison. The 2,064 runs in results/archive/
-(tuning.jsonl, selection.jsonl) were made before this script, by others that were not kept.
+draws the split too. The same command continues an interrupted comparison.
 """
 
 import json
@@ -19,19 +18,18 @@ from experiment.settings import RECIPES
 from study.runs import run_process
 
 
-def tune(recipe, setting, seed, data_dir=None):
-    """One run: a dict of what was asked for and the accuracy and loss of its last epoch on the held-out images."""
+def tune(recipe, setting, seed, data_dir):
+    """One run: a dict with accuracy and loss on the held-out images after its last epoch."""
     argv = ["-m", "train", "--recipe", recipe, *shlex.split(setting), "--seed", seed, "--holdout", 10_000]
     argv += ["--target", "none", "--threads", 1, "--no-plots", *(["--data-dir", data_dir] if data_dir else [])]
     metrics, seconds = run_process(argv)
     last, images = metrics["epochs"][-1], sum(epoch["images"] for epoch in metrics["epochs"])
     figures = {"accuracy": last["holdout_accuracy"], "loss": last["holdout_loss"], "parameters": metrics["params"]}
-    asked = {"recipe": recipe, "set": setting, "seed": seed}
-    return asked | figures | {"passes": round(images / metrics["train_images"], 3), "seconds": round(seconds, 1)}
+    return figures | {"passes": round(images / metrics["train_images"], 3), "seconds": round(seconds, 1)}
 
 
 @command
-def main(argv=None, tune=tune):
+def main(argv=None):
     parser = Parser(prog="tune.py", description=__doc__)
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--set", action="append", required=True, metavar="FLAGS", help='flags of train.py; "": none')
@@ -46,7 +44,7 @@ def main(argv=None, tune=tune):
         for setting in args.set:
             asked = {"recipe": args.recipe, "set": setting, "seed": seed}
             if not any(asked.items() <= row.items() for row in rows):
-                rows.append(tune(**asked, data_dir=args.data_dir))
+                rows.append(asked | tune(args.recipe, setting, seed, args.data_dir))
                 with open(out, "a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     held.release()

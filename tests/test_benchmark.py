@@ -14,7 +14,6 @@ from conftest import PYTHON, ROOT
 
 import benchmark
 from experiment.datasets import FILES, load_mnist
-from experiment.errors import ExperimentError
 from experiment.files import lock
 from study.results import add_run
 
@@ -125,27 +124,7 @@ def test_jobs_share_the_machine_and_give_what_one_after_the_other_gives(run, mon
     assert json.loads(run.out.read_text()) == side
 
 
-def test_a_failing_job_ends_the_others_and_starts_no_more(run):
-    asked, started, stopped = [], threading.Event(), threading.Event()
-
-    def train(result, seed, *other):
-        asked.append(seed)
-        if seed == 0:
-            started.wait(timeout=60)
-            raise ExperimentError("no")
-        if seed == 1:
-            with subprocess.Popen([sys.executable, "-ISc", "input()"], stdin=subprocess.PIPE) as never_ends:
-                started.set()
-                never_ends.wait(timeout=60)
-            stopped.set()
-        stopped.wait(timeout=60)
-        return metrics(result, seed)
-
-    assert run("default", "--runs", 50, "--jobs", 2, train=train) == 2
-    assert set(asked) <= {0, 1, 2} and stopped.is_set()
-
-
-def test_a_real_run_beside_another_train_py_and_how_a_published_one_would_start(mnist_dir, tmp_path, monkeypatch):
+def test_a_real_run_beside_another_train_py(mnist_dir, tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text("raise SystemExit('another train.py')")
     monkeypatch.chdir(tmp_path)
     result = benchmark.new_result("fast", load_mnist(mnist_dir), threads=1)
@@ -155,15 +134,6 @@ def test_a_real_run_beside_another_train_py_and_how_a_published_one_would_start(
         assert metrics[name] == result[name]
     assert metrics["total_seconds"] < seconds
     add_run(result, metrics, seconds)  # finds in them all that it wants
-
-    def run_process(argv, **variables):
-        raise ExperimentError(f"{' '.join(map(str, argv))} {variables}")
-
-    monkeypatch.setattr(benchmark, "run_process", run_process)
-    with pytest.raises(ExperimentError) as error:
-        benchmark.train_once({**result, "recipe": "net-9720", "threads": 3, "device": "cpu"}, 7, "here", gpu=1)
-    argv = "-m study.train_published net-9720 --seed 7 --device cpu --threads 3 --data-dir here"
-    assert str(error.value) == f"net-9720, seed 7: {argv} {{'CUDA_VISIBLE_DEVICES': '1'}}"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send these signals to one process")

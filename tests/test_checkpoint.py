@@ -37,43 +37,22 @@ def test_a_checkpoint_holds_the_random_state_of_the_cpu_and_of_another_device(tm
     assert torch.equal(torch.rand(9), expected) and same(states, [torch.ones(1).byte()])
 
 
-def load_plainly(path):
-    return torch.load(path, weights_only=True)
-
-
 def test_content_that_does_not_fit_is_refused(whole_run, tmp_path):
     """test_faults.py damages more of it."""
-    path = tmp_path / "last.pt"
+    path, trap = tmp_path / "last.pt", tmp_path / "trap"
     for change, expected in (
         (lambda content: content.update(format=FORMAT - 1), f"found format {FORMAT - 1}, expected {FORMAT}"),
         (lambda content: content["model"].update(mean=torch.zeros(()).double()), "weights"),
         (lambda content: content["hardness"][:1].fill_(math.inf), "hardness"),
         (lambda content: content["settings"]["recipe"].update(lr=-1.0), "--lr: found -1.0"),
+        (lambda content: content.update(history=RunsCode(trap)), "cannot be loaded"),
     ):
-        content = load_plainly(whole_run / "last.pt")
+        content = torch.load(whole_run / "last.pt", weights_only=True)
         change(content)
         torch.save(content, path)
         with pytest.raises(CheckpointError) as refused:
             Checkpoint.load(path)
         assert str(path) in str(refused.value) and expected in str(refused.value)
-
-
-def test_a_flipped_bit_in_the_weights_is_seen(whole_run, tmp_path):
-    """torch.load alone takes them as they come."""
-    path = tmp_path / "last.pt"
-    content = bytearray((whole_run / "last.pt").read_bytes())
-    content[content.index(load_plainly(whole_run / "last.pt")["model"]["classifier.weight"].numpy().tobytes())] ^= 1
-    path.write_bytes(content)
-    assert not same(load_plainly(path)["model"], load_plainly(whole_run / "last.pt")["model"])
-    with pytest.raises(CheckpointError, match="bad checksum"):
-        Checkpoint.load(path)
-
-
-def test_code_in_a_checkpoint_is_refused_and_never_runs(whole_run, tmp_path, capsys):
-    content, path, trap = load_plainly(whole_run / "last.pt"), tmp_path / "last.pt", tmp_path / "trap"
-    torch.save({**content, "history": RunsCode(trap)}, path)
-    for argv in (["--resume", tmp_path], ["--evaluate", path]):
-        assert_refused(capsys, argv, f"{path} cannot be loaded")
     assert not trap.exists()
     torch.load(path, weights_only=False)
     assert trap.exists()  # the trap itself works
@@ -98,14 +77,3 @@ def test_evaluate_gives_the_logged_figures_and_writes_nothing(whole_run, capsys)
     checkpoint, test = Checkpoint.load(whole_run / "best.pt"), load_digits_28x28().test
     again = score(predict(checkpoint.net(), test.images, "fp32"), test.labels)
     assert again.correct == checkpoint.history.final.evaluation.correct == checkpoint.history.best.evaluation.correct
-
-
-def test_evaluate_on_another_data_set(whole_run, mnist_dir, tmp_path, capsys):
-    """The run's own folder of data does not stand in the way."""
-    assert run("--evaluate", whole_run / "last.pt", "--dataset", "mnist", "--data-dir", mnist_dir) == 0
-    assert "Data: small (MNIST format), 30 test images" in capsys.readouterr().out
-    checkpoint = Checkpoint.load(whole_run / "last.pt")
-    settings = replace(checkpoint.settings, dataset="mnist", data_dir=str(tmp_path / "gone"))
-    replace(checkpoint, settings=settings).save(tmp_path / "last.pt")
-    assert run("--evaluate", tmp_path / "last.pt", "--dataset", "digits") == 0
-    assert "Data: digits, 360 test images" in capsys.readouterr().out

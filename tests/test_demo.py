@@ -21,6 +21,8 @@ from PIL import Image
 
 from experiment.checkpoint import WEIGHTS, load_net
 from photo import center_digit
+from study import export
+from train import predict
 
 DEMO = ROOT / "demo"
 SITE = "https://demo.test/"
@@ -166,6 +168,15 @@ def test_the_logits_of_test_images_are_those_of_pytorch(page, mnist_test):
     with torch.inference_mode():
         expected = load_net(WEIGHTS / "best.pth")(images)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_page_has_best_pth_and_what_it_is_most_wrong_on(mnist_test, monkeypatch):
+    net, model = load_net(WEIGHTS / "best.pth"), json.loads(export.PAGE.read_text().partition("=")[2].rstrip(";\n"))
+    session = optional("onnxruntime").InferenceSession(base64.b64decode(model["onnx"]))
+    logits = torch.from_numpy(session.run(["logits"], {"images": mnist_test.images.numpy()})[0])
+    torch.testing.assert_close(logits[:500], predict(net, mnist_test.images[:500], "fp32"), atol=1e-4, rtol=0)
+    monkeypatch.setattr(export, "to_onnx", lambda net: b"")  # its bytes differ between versions of the exporter
+    assert {**model, "onnx": ""} == export.for_page(net, mnist_test, logits)
 
 
 def test_its_mistakes_can_be_shown_and_drawing_goes_on_after_them(page):

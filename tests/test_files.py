@@ -77,3 +77,17 @@ def test_a_start_whose_lock_is_refused_leaves_nothing(tmp_path, monkeypatch, cap
         assert_one_line(capsys.readouterr(), f"{name} cannot be written: Input/output error")
         assert [path.name for path in tmp_path.glob(f"{name}/*")] == left
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_without_locks_training_goes_on_with_a_warning(tmp_path, monkeypatch, capsys, error):
+    """As network file systems refuse them."""
+    fcntl = pytest.importorskip("fcntl")  # not there on Windows
+
+    def refuse(*args):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert run(*RUN, "--epochs", 1, "--out", tmp_path / "run") == 0
+    assert f"Warning: {tmp_path / 'run'} cannot be locked ({os.strerror(error)})" in capsys.readouterr().out
+    assert run("--resume", tmp_path / "run") == 0

@@ -1,12 +1,13 @@
 """Several processes that train one model: what they exchange, and how a job ends."""
 
+import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,7 @@ from data import TrainLoader
 from experiment import parallel
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import load_digits_28x28, load_mnist
-from experiment.errors import DivergedError, SettingError
-from experiment.history import History, Score
+from experiment.errors import SettingError
 from experiment.settings import Recipe, Settings
 from model import Net
 
@@ -30,28 +30,34 @@ STEPS = [*FLAGS, "--epochs", 3, "--batch-size", 11, "--later-share", 1, "--holdo
 STEPS += ["--dropout", 0, "--augment-until", 0]
 
 
-def start(*commands, **variables):
-    """(exit codes, outputs, lines of stderr) of processes that start at once; two of them find each other."""
-    variables |= {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}", "PET_STANDALONE": 1}
-    variables |= {
-        "PYTHONPATH": ROOT,
-        "PYTHONWARNINGS": "ignore",
-        "WORLD_SIZE": len(commands),
-        "MASTER_ADDR": "localhost",
-    }
-    with socket.create_server(("localhost", 0)) as server:
-        variables["MASTER_PORT"] = server.getsockname()[1]
-    processes, options = [], {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    for rank, command in enumerate(commands):
-        environment = {name: str(value) for name, value in {**variables, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        processes.append(subprocess.Popen(map(str, command), env={**os.environ, **environment}, **options))
-    try:
-        outputs, errors = zip(*(process.communicate(timeout=300) for process in processes))
-    finally:
-        for process in processes:
-            process.kill()
-    errors = [[line for line in text.splitlines() if not re.match(r"\[[WE]\d", line)] for text in errors]  # torch's log
-    return [process.returncode for process in processes], outputs, errors
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PET_STANDALONE": "1"}
+
+
+def lines(text):
+    return [line for line in text.splitlines() if not re.match(r"\[[WE]\d", line)]  # but for torch's log
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """two(*argvs, **variables): (exit codes, lines of stderr) of two processes that find each other, without torchrun.
+
+    It might end one of them before the other can tell.
+    """
+
+    def two(*argvs, **variables):
+        with socket.create_server(("localhost", 0)) as server:
+            variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+        files, processes = [tmp_path_factory.mktemp("two") / rank for rank in "01"], []
+        for argv, file in zip(argvs, files, strict=True):
+            own = {"RANK": file.name, "LOCAL_RANK": file.name, "STDERR": str(file)}
+            processes.append([[*map(str, argv)], {**variables, **own}])
+        print(json.dumps(processes), file=starter.stdin, flush=True)
+        return json.loads(starter.stdout.readline()), [lines(file.read_text()) for file in files]
+
+    command, pipes = [sys.executable, "tests/torchrun_job.py"], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes) as starter:
+        yield two
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +65,15 @@ def job(tmp_path_factory):
     """A job of two runs: its `folder` and output `out`; record(run, when): what each process held then."""
     folder = tmp_path_factory.mktemp("job")
     argv = [*TRAIN, "--out", folder / "run", "--", *STEPS, "--out", folder / "steps"]
-    command = ["torchrun", "--nproc-per-node", 2, "tests/torchrun_job.py", *argv]
-    codes, (out,), errors = start(command, RECORD=folder)
-    assert (codes, errors) == ([0], [[]])
+    command = ["torchrun", "--nproc-per-node", "2", "tests/torchrun_job.py", *map(str, argv)]
+    options = {"env": {**ENVIRONMENT, "RECORD": str(folder)}, "capture_output": True, "text": True, "timeout": 300}
+    process = subprocess.run(command, cwd=ROOT, **options)
+    assert (process.returncode, lines(process.stderr)) == (0, [])
 
     def record(run, when):
         return [torch.load(folder / f"{run}-{when}-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
-    return SimpleNamespace(folder=folder, out=out, record=record)
+    return SimpleNamespace(folder=folder, out=process.stdout, record=record)
 
 
 # A job of two processes
@@ -105,28 +112,26 @@ def test_the_steps_of_two_processes_are_those_of_one(job, tmp_path, monkeypatch)
     assert one.norm() > 0.05 and (two - one).norm() < 1e-5 * one.norm()
 
 
-def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, tmp_path, capsys):
-    """Without torchrun, which may end it before it can tell; then by the command that its log names."""
+def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, two, tmp_path, capsys):
     folder = tmp_path / "run"
-    codes, _, errors = start(*[[sys.executable, "tests/torchrun_job.py", *TRAIN, "--out", folder]] * 2, DIE="1 2")
+    codes, errors = two(*[[*TRAIN, "--out", folder]] * 2, DIE="1 2")
     assert codes == [2, -signal.SIGKILL] and errors[1] == [] and len(errors[0]) == 1
     assert errors[0][0].startswith("train.py: error: process 0 lost the others")
     assert len(Checkpoint.load(folder / "last.pt").history.epochs) >= 2
     command = f"torchrun --nproc-per-node 2 train.py --resume {folder}"
     assert re.search(rf"^Stopped: process 0 lost .*; to resume: {command}$", (folder / "log.txt").read_text(), re.M)
-    assert_refused(
-        capsys, ["--resume", folder], f"processes: found 1, expected 2 as in the run; resume it with {command}"
-    )
-    assert start(shlex.split(command))[::2] == ([0], [[]])
+    expected = f"processes: found 1, expected 2 as in the run; resume it with {command}"
+    assert_refused(capsys, ["--resume", folder], expected)
+    assert two(*[["--resume", folder, "--no-plots"]] * 2) == ([0, 0], [[], []])
     assert same(without_times(folder), without_times(job.folder / "run"))
 
 
-def test_processes_with_different_data_are_refused(mnist_dir, tmp_path):
+def test_processes_with_different_data_are_refused(two, mnist_dir, tmp_path):
     (tmp_path / "other").mkdir()
     for file in mnist_dir.iterdir():
         (tmp_path / "other" / file.name).write_bytes(file.read_bytes()[:-1] + b"\1")
-    argv = [sys.executable, "train.py", *SMALL, "--batch-size", 35, "--out", tmp_path / "run", "--data-dir"]
-    codes, _, errors = start([*argv, mnist_dir], [*argv, tmp_path / "other"])
+    argv = [*SMALL, "--batch-size", 35, "--out", tmp_path / "run", "--data-dir"]
+    codes, errors = two([*argv, mnist_dir], [*argv, tmp_path / "other"])
     first, second = (load_mnist(folder).sha256 for folder in (mnist_dir, tmp_path / "other"))
     expected = f"process 1 was started with another data: found {second}, expected {first} as in process 0"
     assert codes == [2, 2] and errors[1] == [] and len(errors[0]) == 1 and expected in errors[0][0]
@@ -170,67 +175,16 @@ def test_the_parts_of_all_processes_are_the_same_batches_whatever_their_number(a
             assert max(sizes) - min(sizes) <= 1 and [weight for _, weight in own] == [n / len(batch) for n in sizes]
 
 
-def test_an_epoch_is_the_sum_of_its_parts_and_the_first_process_evaluates(as_process):
-    others = (Score(5.0, 1, 1), Score(9.0, 0, 10), torch.tensor([5, 0]), torch.tensor([0.5, 2.0]))
-    as_process(1, 2, lambda value: [others, value])
-    second = parallel.ParallelRun()
-    second.history, own = History("test"), [torch.tensor([1]), torch.tensor([3, 4])]
-    second.loader = SimpleNamespace(own=own, hardness=torch.arange(6.0))
-    second.add_epoch(Score(1.0, 2, 3), Score(0.5, 9, 10), 0.1, [], 1.0)
-    epoch = second.history.final
-    assert (epoch.training, epoch.evaluation) == (Score(2.0, 3, 4), Score(9.0, 0, 10))
-    assert second.loader.hardness.tolist() == [2.0, 1.0, 2.0, 3.0, 4.0, 0.5]
-
-
 def test_processes_that_cannot_train_together_are_refused(as_process):
     loader = TrainLoader(torch.zeros(71, 1, 28, 28), torch.zeros(71), 70, later_share=0.01)
     data, settings = SimpleNamespace(sha256="0"), Settings(Recipe(batch_size=70), device="cpu")
     for change, expected in (
-        ({"seed": 7}, "process 1 was started with another seed: found 7, expected 0 as in process 0"),
-        ({"lr": 0.5}, "process 1 was started with another lr: found 0.5, expected 1.0"),
-        (
-            {"threads": 5, "data_dir": "there"},
-            "--batch-size 70: expected an image for each process",
-        ),  # these may differ
+        ({"lr": 0.5}, "process 1 was started with another lr: found 0.5, expected 1.0 as in process 0"),
+        ({"threads": 5, "data_dir": "x"}, "--batch-size 70: expected an image for each process"),  # these may differ
     ):
         as_process(0, 2, lambda value, change=change: [value, {**(value or {}), **change}])
         with pytest.raises(SettingError, match=expected):
             parallel.ParallelRun().share(settings, data, loader, None)
-
-
-# How a process ends
-
-LOST = RuntimeError("[../gloo/pair.cc:553] Connection closed by peer\nmore")
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "first", "second"),
-    [
-        (SettingError("all are wrong"), 2, "error: all are wrong", None),  # the first process says it
-        (DivergedError("it is nan"), 2, "error: it is nan", "error: it is nan"),  # perhaps in one of them alone
-        (MemoryError(), 2, "error: out of memory", "error: out of memory"),
-        (LOST, 2, "error: process 0 lost the others, or waited 5 minutes for them: look at their errors (", None),
-        (KeyboardInterrupt(), 130, "interrupted", None),
-    ],
-)
-def test_an_error_is_one_line_of_the_process_that_knows_it(as_process, monkeypatch, capsys, error, code, first, second):
-    def fail(*args):
-        print("begun")
-        raise error
-
-    monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: None)
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(train, "start", fail)
-    for rank, line in enumerate((first, second)):
-        as_process(rank, 2)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        assert run() == code
-        captured = capsys.readouterr()
-        assert captured.out == ("" if rank else "begun\n")
-        assert (
-            captured.err.startswith(f"train.py: {line}") and captured.err.count("\n") == 1 if line else not captured.err
-        )
 
 
 def test_without_the_other_processes_there_is_one_line(monkeypatch, capsys):

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import RUN, SMALL, read_metrics, run
+from conftest import SMALL, run
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -133,19 +133,6 @@ def test_a_run_draws_all_pictures(whole_run):
     for name, draw in zip(PICTURES, plots.PICTURES, strict=True):
         with Image.open(whole_run / name) as picture:
             assert picture.format == "PNG" and picture.width == 996 and draw.__name__ == f"draw_{name[:-4]}"
-
-
-def test_with_held_out_images_the_mistakes_are_those_of_the_weights_they_chose(tmp_path, monkeypatch):
-    titles = {}
-    monkeypatch.setattr(plots, "drawn", lambda draw, *values: titles.update({draw: drawn(draw, *values)[1]}) or b"")
-    assert run(*RUN, "--holdout", 200, "--out", tmp_path / "run", plots=True) == 0
-    metrics = read_metrics(tmp_path / "run")
-    accuracies = [epoch["holdout_accuracy"] for epoch in metrics["epochs"]]
-    wrong = round(360 * (1 - metrics["test_accuracy"] / 100))
-    chosen = f"with the weights of epoch {1 + accuracies.index(max(accuracies))}, the best on held-out images"
-    assert titles[plots.draw_mistakes].startswith(f"{wrong} of 360 test images wrong {chosen}")
-    assert titles[plots.draw_confusion].startswith(f"{wrong} of 360 test images wrong {chosen}")
-    assert titles[plots.draw_curves].startswith(f"{metrics['test_accuracy']:.2f}% of the test images right {chosen}")
 
 
 @pytest.mark.parametrize(("failing", "wanted"), [(PICTURES[1:2], True), (PICTURES, True), ((), False)])

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shutil
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ import train
 from experiment import run_folder
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import FILES as MNIST_FILES
-from experiment.errors import CheckpointError, DataError, FileError, OutOfMemory
+from experiment.errors import CheckpointError, DataError, FileError
 from experiment.files import lock
 from experiment.run_folder import FILES, PICTURES, RunFolder, create_folder
 from experiment.settings import Recipe, Settings
@@ -77,26 +76,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("name", ["grüße $_$ ✓", "bad \udcff"], ids=ascii)
-def test_folders_of_any_name_are_welcome(mnist_dir, tmp_path, name):
-    if "bad" in name and sys.platform != "linux":
-        pytest.skip("the file system allows no such name")
-    data, out = mnist_dir.rename(tmp_path / name), tmp_path / f"{name} run"
-    assert run("--data-dir", data, *SMALL, "--batch-size", 35, "--epochs", 1, "--out", out, plots=True) == 0
-    assert read_metrics(out)["dataset"] == f"{name} (MNIST format)" and (out / "curves.png").exists()
-
-
-def test_a_refused_start_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    wrong = [["--epochs", 0], ["--batch-size", 1438], ["--holdout", 9], ["--device", "cuda"], ["--evaluate", "none"]]
-    for argv in (*wrong, ["--resume", "a" * 300], ["--dataset", "mnist", "--data-dir", "none"]):
-        for out in ([], ["--out", "run"]):
-            assert run(*DIGITS, *argv, *out, on_epoch=pytest.fail) == 2
-            assert_one_line(capsys.readouterr())
-            assert list(tmp_path.iterdir()) == []
-
-
 # The log
 
 
@@ -113,16 +92,6 @@ def test_every_line_of_the_log_is_on_the_disk_before_the_run_goes_on(tmp_path, m
     lines = log.read_text().splitlines(keepends=True)
     assert synced == ["".join(lines[:count]) for count in range(1, len(lines) + 1)]
     assert capsys.readouterr().out == "".join(lines)
-
-
-def test_the_log_tells_of_full_memory_and_how_to_resume(tmp_path):
-    def fill_memory(history):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
-
-    with pytest.raises(OutOfMemory):
-        train.train(SETTINGS, RunFolder(tmp_path), fill_memory)
-    how = f"to resume: {PYTHON} train.py --resume {tmp_path}\n"
-    assert re.search(rf"\nStopped: out of memory; .*; {how}$", (tmp_path / "log.txt").read_text())
 
 
 # Resuming
@@ -160,14 +129,6 @@ def test_time_and_memory_of_a_run_are_those_of_all_its_processes(tmp_path, monke
         peaks.append(metrics["peak_memory_mb"])
         assert metrics["train_seconds"] < seconds[-1]
     assert 0 < seconds[0] < seconds[1] < seconds[2] and peaks == [500, 900, 900]
-
-
-def test_a_run_that_ended_before_its_first_checkpoint_is_started_anew(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "a run"
-    monkeypatch.setattr(os, "replace", lambda *_: interrupt())
-    assert run(*RUN, "--out", folder) == 130
-    assert f"Interrupted; remove {folder} and start again" in capsys.readouterr().out
-    assert_refused(capsys, ["--resume", folder], "a run that ended before its first checkpoint must be restarted")
 
 
 def test_a_finished_run_is_resumed_without_training_on_its_own_number_of_threads(whole_run, tmp_path):
@@ -229,10 +190,8 @@ def test_a_run_in_use_is_refused_and_every_end_releases_it(whole_run, tmp_path, 
 
 
 def test_the_best_weights_are_those_of_the_best_epoch_or_refused(whole_run, tmp_path):
-    folder, best = (
-        RunFolder(resume=shutil.copytree(whole_run, tmp_path / "run")),
-        Checkpoint.load(whole_run / "best.pt"),
-    )
+    folder = RunFolder(resume=shutil.copytree(whole_run, tmp_path / "run"))
+    best = Checkpoint.load(whole_run / "best.pt")
     folder.history, number = folder.checkpoint.history, len(best.history.epochs)
     assert same(folder.best_weights(), best.model)
     best.history.epochs.pop()

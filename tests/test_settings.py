@@ -1,15 +1,11 @@
 """Settings are refused where they are wrong, whoever fills them in; the recipes fit what they are for."""
 
 import math
-from dataclasses import replace
-from inspect import signature
 
 import pytest
 
-from data import RandomAffine
 from experiment.errors import SettingError
-from experiment.settings import RECIPES, Recipe, Settings, setting_fields
-from model import Net, count_parameters
+from experiment.settings import Recipe, Settings, setting_fields
 
 # Both bounds of numbers, or all values.
 ALLOWED = {"widths": (1, 4096), "dropout": (0, 0.99), "margin": (0, 4), "antialias": ("none", "second", "both")}
@@ -55,17 +51,3 @@ def test_what_does_not_fit_together_is_refused():
             Settings(recipe)
     with pytest.raises(SettingError, match="^--data-dir: found with --dataset digits"):
         Settings(dataset="digits", data_dir="data")
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_has_what_the_net_and_the_augmentation_take(name):
-    recipe = RECIPES[name]
-    assert recipe.name == name and count_parameters(Net(**recipe.network)) < 20_000
-    defaults = {name: parameter.default for name, parameter in signature(Net).parameters.items()}
-    assert recipe.network.keys() == defaults.keys() and (name != "default" or recipe.network == defaults)
-    assert recipe.augmentation.keys() == signature(RandomAffine).parameters.keys()
-    own = {"batch_size": 35, "later_share": 0.75}
-    changed = replace(recipe, **own)
-    assert changed.values == {**recipe.values, **own}
-    assert Settings(recipe).description == name
-    assert Settings(changed).description == f"{name} --later-share 0.75 --batch-size 35"

@@ -3,11 +3,9 @@
 import json
 
 import pytest
-import torch
 
-from experiment.datasets import load_mnist
 from experiment.errors import ExperimentError
-from study import report, scaling, tune
+from study import tune
 from study.runs import ROOT, run_process
 
 
@@ -51,39 +49,3 @@ def test_an_interrupted_comparison_continues(tmp_path, monkeypatch, capsys):
     assert rows[-1] == {"recipe": "fast", "set": "--lr 2 --epochs 3", "seed": 4, "accuracy": 99.5, **last}
     means = "99.200 ± 0.141% (2)  fast \n99.350 ± 0.212% (2)  fast --lr 2 --epochs 3\n"
     assert capsys.readouterr().out == means
-
-
-def test_scaling_measures_each_case_on_as_many_images_in_turn(mnist_dir, tmp_path, monkeypatch):
-    asked = []
-
-    def run_process(argv):
-        asked.append(" ".join(map(str, argv)))
-        found = load_mnist(argv[argv.index("--data-dir") + 1])
-        original, count = load_mnist(mnist_dir), len(found.train.labels)
-        for part, whole in zip((*found.train, *found.test), (*original.train, *original.test)):
-            assert torch.equal(part, torch.cat([whole] * 3)[: len(part)])
-        assert len(found.test.labels) == 30
-        return {"train_seconds": count / 10 + len(asked), "peak_memory_mb": 500 + len(asked)}, 9.0
-
-    monkeypatch.setattr(scaling, "run_process", run_process)
-    monkeypatch.setattr(scaling, "ROOT", tmp_path)
-    monkeypatch.setitem(scaling.BASE, "images", 100)
-    cases = [{"images": 200}, {"threads": 1, "processes": 2}, {"batch_size": 32, "widths": (1, 2, 3, 4, 5)}]
-    monkeypatch.setattr(scaling, "CASES", cases)
-    (tmp_path / "results").mkdir()
-    assert scaling.main(["--rounds", "2", "--data-dir", str(mnist_dir)]) == 0
-    assert asked[:3] == asked[3:]
-    train = f"{tmp_path / 'train.py'} --recipe one-epoch --target none --no-plots --data-dir"
-    flags = "--threads 2 --batch-size 64 --widths 16 16 32 24 24"
-    folder = asked[0].split("--data-dir ")[1].split("/200 ")[0]
-    assert asked[:3] == [
-        f"{train} {folder}/200 {flags}",
-        f"-m torch.distributed.run --standalone --nproc-per-node 2 {train} {folder}/100 {flags.replace('2', '1', 1)}",
-        f"{train} {folder}/100 --threads 2 --batch-size 32 --widths 1 2 3 4 5",
-    ]
-    lines = report.KINDS["scaling"]([tmp_path / "results" / "scaling.json"]).splitlines()
-    assert lines[2:] == [
-        "| images 200 | 22.5 | 504 |",
-        "| threads 1, processes 2 | 13.5 | 505 |",
-        "| batch size 32, widths [1, 2, 3, 4, 5] | 14.5 | 506 |",
-    ]

@@ -189,7 +189,7 @@ Epoch 2/2: 144 images, Train loss: #, Accuracy: #%, lr: 0.0000, # s
 {line}
 Best test accuracy: #% (epoch #)
 Final test accuracy: {metrics["final_test_accuracy"]:.2f}% (epoch 2)
-Target 99.90%: not met in 2 epochs
+Target 99.90%: not met by epoch 2
 Training time: # s, in total # s, peak memory # MB
 """
     assert re.fullmatch(re.escape(expected).replace(r"\#", r"[\d.]+"), printed.out), printed.out
