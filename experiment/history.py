@@ -26,10 +26,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: the Score in training and in evaluation, `lr` of its last step, `seconds` of training alone.
-
-    `curve` has a dict of step, lr and loss for every 25 steps, as experiment.meter.Meter collects them.
-    """
+    """One epoch: its Scores, `lr` of its last step, `curve` as meter.Meter has it, `seconds` of training alone."""
 
     number: int
     training: Score

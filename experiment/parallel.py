@@ -1,6 +1,6 @@
 """Several processes that train one model under torchrun: each draws the same batches, and trains on its part of them.
 
-DistributedDataParallel averages the gradients, and gives all processes the first one's statistics of BatchNorm.
+DistributedDataParallel averages the gradients. What the first one evaluates counts, with its statistics of BatchNorm.
 """
 
 import contextlib
@@ -53,8 +53,7 @@ def lost_process():
 
 def gathered(value):
     """The list of the `value` of every process, any objects that can be pickled."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values := [None] * dist.get_world_size(), value)
     return values
 
 
@@ -98,12 +97,13 @@ class ParallelRun:
         for rank, found in enumerate(others, 1):
             for name in first.keys() - {"recipe", "data_dir", "threads"}:  # the last two may differ between machines
                 if found[name] != first[name]:
-                    what = f"process {rank} was started with another {name}: found {found[name]}"
-                    raise SettingError(f"{what}, expected {first[name]} as in process 0; start all of them alike")
+                    what = f"found {found[name]}, expected {first[name]} as in process 0"
+                    raise SettingError(f"process {rank} was started with another {name}: {what}; start all alike")
         if settings.device != "cpu" and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise SettingError(f"--device {settings.device}: expected one for each process; use --device cpu")
         self.loader = PartLoader(loader)
         model = torch.nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+        model.broadcast_buffers = False  # the name of the argument depends on torch's version
         model.register_comm_hook(self.loader, weighted_mean)
         return self.loader, model
 

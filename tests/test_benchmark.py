@@ -54,15 +54,6 @@ def test_an_interrupted_benchmark_continues(run, capsys):
     assert "| default | 1,000 | 2 | 2.5 | 99.430 ± 0.010% (3) | – | 99.42 | 3 of 3 |" in capsys.readouterr().out
 
 
-def test_a_run_under_other_conditions_is_not_added(run, capsys):
-    assert run("default", "--runs", 2) == 0
-    before = run.out.read_text()
-    for name, value in {"sha256": "of other data", "threads": 3, "precision": "bf16"}.items():
-        assert run("default", "--runs", 3, train=lambda *of: (metrics(*of)[0] | {name: value}, 9.0)) == 2  # noqa: B023
-        assert f"default, seed 2: found {name} {value}, expected " in capsys.readouterr().err
-        assert run.out.read_text() == before
-
-
 def test_runs_that_are_not_alike_or_a_file_in_use_are_refused_before_training(run, mnist_dir, capsys):
     held = lock(run.out)
     assert run("net-9720", "--runs", 1, train=pytest.fail) == 2

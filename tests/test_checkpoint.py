@@ -1,5 +1,6 @@
 """Checkpoints: what they hold, which files are refused, and --evaluate."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -10,12 +11,12 @@ import torch
 from conftest import RunsCode, assert_refused, read_metrics, run, same
 
 from data import TrainLoader
-from experiment.checkpoint import FORMAT, Checkpoint
+from experiment.checkpoint import FORMAT, WEIGHTS, Checkpoint, load_net
 from experiment.datasets import load_digits_28x28
 from experiment.errors import CheckpointError
 from experiment.history import History
-from experiment.settings import Recipe, Settings
-from model import Net
+from experiment.settings import RECIPES, Recipe, Settings
+from model import Net, count_parameters
 from train import make_optimizer, make_scheduler, predict, score
 
 
@@ -77,3 +78,13 @@ def test_evaluate_gives_the_logged_figures_and_writes_nothing(whole_run, capsys)
     checkpoint, test = Checkpoint.load(whole_run / "best.pt"), load_digits_28x28().test
     again = score(predict(checkpoint.net(), test.images, "fp32"), test.labels)
     assert again.correct == checkpoint.history.final.evaluation.correct == checkpoint.history.best.evaluation.correct
+
+
+@pytest.mark.parametrize("name", ["default", "tiny", "best"])
+def test_published_weights_get_as_many_test_images_right_as_they_say(name, mnist_test):
+    about, net = json.loads((WEIGHTS / f"{name}.json").read_text()), load_net(WEIGHTS / f"{name}.pth")
+    assert about["network"] == json.loads(json.dumps(RECIPES[name].network))
+    assert count_parameters(net) == about["parameters"] and (WEIGHTS / f"{name}.pth").stat().st_size < 100_000
+    if name != "best":  # test_demo.py counts its answers
+        again = score(predict(net, mnist_test.images, "fp32"), mnist_test.labels)
+        assert (again.correct, again.count) == (about["correct"], about["test_images"])

@@ -82,7 +82,6 @@ def put(position, value):
     [
         (FILES[0], lambda content: content[:-1], "found only 54879 bytes of data, expected 54880 (70 items"),
         (FILES[0], lambda content: content + b"x", "found more than 54880 bytes"),
-        (FILES[0], lambda content: b"", "found magic number 0x, expected 0x00000803"),
         (FILES[0], lambda content: content[:9], "found a header of 9 bytes, expected 16"),
         (FILES[3], put(2, b"\x09"), "found magic number 0x00000901, expected 0x00000801"),
         (FILES[2], put(8, b"\0\0\0\x20"), "found images of 32x28, expected 28x28"),

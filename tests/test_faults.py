@@ -30,7 +30,8 @@ if sys.platform != "linux":
 import resource  # noqa: E402  not there on Windows
 
 # Imports train.py once and runs it in a child for each line of its input, [kind, at, arguments]. The child is killed
-# after `at` seconds, or kills itself at call `at` of the function os.<kind>. Prints the exit codes.
+# after `at` seconds, or kills itself at call `at` of the function os.<kind>; or it has no standard streams, and gets
+# SIGTERM after `at` epochs. Prints the exit codes.
 KILLER = """
 import itertools, json, os, signal, sys, threading
 import matplotlib.figure, sklearn.datasets, sklearn.model_selection, torch._dynamo
@@ -38,11 +39,14 @@ import train
 
 def run(kind, at, argv):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if kind != "time":
+    if kind == "streams":
+        sys.stdin = sys.stdout = sys.stderr = os.closerange(0, 3)  # None
+    elif kind != "time":
         original, calls = getattr(os, kind), itertools.count(1)
         kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
         setattr(os, kind, lambda *args: kill() if next(calls) == at else original(*args))
-    os._exit(train.main(argv))
+    end = lambda history: kind == "streams" and len(history.epochs) == at and os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(train.main(argv, on_epoch=end))
 
 for kind, at, argv in map(json.loads, sys.stdin):
     child = os.fork() or run(kind, at, argv)
@@ -53,31 +57,47 @@ for kind, at, argv in map(json.loads, sys.stdin):
 """
 
 
-def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(whole_run, tmp_path, repeat, capsys):
-    expected, seconds = without_times(whole_run), read_metrics(whole_run)["train_seconds"] + 1
-    draw, count, killed, inside = random.Random(0), repeat(2, 30), 0, 0
+@pytest.fixture(scope="module")
+def end_by():
+    """end_by(kind, at, *argv): the exit code of train.py in a child of KILLER."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", KILLER], cwd=ROOT, **pipes) as killer:
-        while killed < count:
-            folder, kind = tmp_path / str(killed), ("replace", "time", "fsync")[killed % 3]
-            at = draw.uniform(0, seconds) if kind == "time" else draw.randint(1, 20)
-            print(json.dumps([kind, at, [*map(str, RUN), "--out", str(folder)]]), file=killer.stdin, flush=True)
-            code = int(killer.stdout.readline())
-            if code == 0:  # it was faster than its killer
-                shutil.rmtree(folder)
-                continue
-            assert code == -signal.SIGKILL
-            killed += 1
-            inside += bool(list(folder.glob("*.tmp")))
-            if (folder / "last.pt").exists():
-                assert run("--resume", folder) == 0
-            else:  # killed before it began
-                shutil.rmtree(folder, ignore_errors=True)
-                assert run(*RUN, "--out", folder) == 0
-            assert same(without_times(folder), expected), folder
+
+        def end_by(kind, at, *argv):
+            print(json.dumps([kind, at, [*map(str, argv)]]), file=killer.stdin, flush=True)
+            return int(killer.stdout.readline())
+
+        yield end_by
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(end_by, whole_run, tmp_path, repeat, capsys):
+    expected, seconds = without_times(whole_run), read_metrics(whole_run)["train_seconds"] + 1
+    draw, count, killed, inside = random.Random(0), repeat(2, 30), 0, 0
+    while killed < count:
+        folder, kind = tmp_path / str(killed), ("replace", "time", "fsync")[killed % 3]
+        code = end_by(kind, draw.uniform(0, seconds) if kind == "time" else draw.randint(1, 20), *RUN, "--out", folder)
+        if code == 0:  # it was faster than its killer
+            shutil.rmtree(folder)
+            continue
+        assert code == -signal.SIGKILL
+        killed += 1
+        inside += bool(list(folder.glob("*.tmp")))
+        if (folder / "last.pt").exists():
+            assert run("--resume", folder) == 0
+        else:  # killed before it began
+            shutil.rmtree(folder, ignore_errors=True)
+            assert run(*RUN, "--out", folder) == 0
+        assert same(without_times(folder), expected), folder
     assert inside > 0
     with capsys.disabled():
         print(f"\nkill -9: {count} of {count} runs end bit-identical, {inside} of them were killed inside a write")
+
+
+def test_a_run_without_standard_streams_is_ended_by_a_signal_too(end_by, whole_run, tmp_path):
+    """As `>&-` starts it."""
+    assert end_by("streams", 1, *RUN, "--no-plots", "--out", tmp_path / "run") == 128 + signal.SIGTERM
+    assert len(read_metrics(tmp_path / "run")["epochs"]) == 1 and run("--resume", tmp_path / "run") == 0
+    assert same(without_times(tmp_path / "run"), without_times(whole_run))
 
 
 def test_a_crash_before_any_write_takes_its_place(mnist_dir, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ Without torchrun it is imported once for many jobs: each line of its input is a 
 and its environment variables, of which STDERR names a file. It answers each line by their exit codes.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -68,6 +69,7 @@ def forked(jobs):
     """The argv of this process, a child of the one that reads the `jobs`."""
     for name in ("sklearn.datasets", "sklearn.model_selection", "torch._dynamo"):  # which each child would import
         importlib.import_module(name)
+    gc.freeze()  # or each child would go through all that
     for processes in map(json.loads, jobs):
         children = []
         for argv, variables in processes:
