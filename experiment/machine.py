@@ -31,7 +31,7 @@ def keep_freed_memory():
 
 
 def usable_cpus():
-    """CPUs that affinity, cgroup quota and OMP_NUM_THREADS allow this process, minus those that are busy; at least 1."""
+    """CPUs that affinity, cgroup quota and OMP_NUM_THREADS allow this process, less those that are busy; at least 1."""
     from joblib import cpu_count  # imported late, because that takes a quarter of a second
 
     allowed = min(cpu_count(), TORCH_THREADS)
