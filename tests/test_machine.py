@@ -1,5 +1,6 @@
 """Device, threads and memory: what is asked for, or what this machine has."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -34,6 +35,14 @@ def test_set_up_decides_what_is_open_takes_what_is_asked_for_and_binds_no_later_
         settings = set_up(replace(asked, threads=threads))
         assert settings == replace(asked, device=choose_device("auto"), threads=expected)
         assert torch.get_num_threads() == expected and set_up(settings) == settings
+
+
+def test_set_up_keeps_freed_memory_where_the_c_library_can(monkeypatch):
+    calls = {}
+    for library in (SimpleNamespace(mallopt=calls.setdefault), object()):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: library)
+        set_up(Settings(threads=1))
+    assert calls.keys() == {-1, -3} and calls[-3] <= 32 * 2**20 < calls[-1]  # glibc refuses more
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,15 @@ def test_every_line_of_the_log_is_on_the_disk_before_the_run_goes_on(tmp_path, m
     assert capsys.readouterr().out == "".join(lines)
 
 
+def test_the_log_tells_of_full_memory_and_how_to_resume(tmp_path):
+    def fill_memory(history):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    assert run(*RUN, "--out", tmp_path / "run", on_epoch=fill_memory) == 2
+    how = f"to resume: {PYTHON} train.py --resume {tmp_path / 'run'}\n"
+    assert re.search(rf"\nStopped: out of memory; .*; {how}$", (tmp_path / "run" / "log.txt").read_text())
+
+
 # Resuming
 
 
