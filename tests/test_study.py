@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
+from experiment.datasets import load_mnist
 from experiment.errors import ExperimentError
-from study import tune
+from study import scaling, tune
 from study.runs import ROOT, run_process
+
+METRICS = ({"train_seconds": 1.5, "peak_memory_mb": 100}, 2.0)  # of a run, and its seconds
 
 
 def test_a_process_returns_its_metrics_or_the_last_line_of_its_error(monkeypatch):
@@ -49,3 +53,15 @@ def test_an_interrupted_comparison_continues(tmp_path, monkeypatch, capsys):
     assert rows[-1] == {"recipe": "fast", "set": "--lr 2 --epochs 3", "seed": 4, "accuracy": 99.5, **last}
     means = "99.200 ± 0.141% (2)  fast \n99.350 ± 0.212% (2)  fast --lr 2 --epochs 3\n"
     assert capsys.readouterr().out == means
+
+
+def test_scaling_trains_on_files_with_the_images_repeated(mnist_dir, tmp_path, monkeypatch):
+    dataset, asked = load_mnist(mnist_dir), []
+    scaling.repeat_images(tmp_path / "150", dataset, 150)
+    more = load_mnist(tmp_path / "150")
+    assert torch.equal(more.train.images, dataset.train.images.repeat(3, 1, 1, 1)[:150])
+    assert torch.equal(more.train.labels, dataset.train.labels.repeat(3)[:150]) and len(more.test.labels) == 30
+    monkeypatch.setattr(scaling, "run_process", lambda argv: asked.append(" ".join(map(str, argv))) or METRICS)
+    assert scaling.measure(1, 2, 150, 32, (4, 5, 6, 7, 8), tmp_path) == (1.5, 100)
+    assert "--nproc-per-node 2" in asked[0] and f"--data-dir {tmp_path / '150'} --threads 1" in asked[0]
+    assert "--batch-size 32 --widths 4 5 6 7 8" in asked[0]
