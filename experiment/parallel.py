@@ -99,7 +99,7 @@ class ParallelRun:
                 if found[name] != first[name]:
                     what = f"found {found[name]}, expected {first[name]} as in process 0"
                     raise SettingError(f"process {rank} was started with another {name}: {what}; start all alike")
-        if settings.device != "cpu" and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+        if settings.device != "cpu" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
             raise SettingError(f"--device {settings.device}: expected one for each process; use --device cpu")
         self.loader = PartLoader(loader)
         model = torch.nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)

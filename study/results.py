@@ -47,7 +47,7 @@ def summarise(runs):
         half = float(t.ppf(0.975, n - 1)) * std / n**0.5
         std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)] if n >= 5 else None
     by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
-    epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if accuracy >= TARGET), None)
+    epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if round(accuracy, 6) >= TARGET), None)
     medians = map(statistics.median, zip(*(run["epoch_seconds"] for run in runs)))
     seconds = list(itertools.accumulate(medians))
     return {

@@ -32,7 +32,9 @@ def tune(recipe, setting, seed, data_dir):
 def main(argv=None):
     parser = Parser(prog="tune.py", description=__doc__)
     parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--set", action="append", required=True, metavar="FLAGS", help='flags of train.py; "": none')
+    parser.add_argument(
+        "--set", action="append", required=True, metavar="FLAGS", help='flags of train.py, --set="--lr 2"; "": none'
+    )
     parser.add_argument("--runs", type=whole_number(1, 10_000), default=8, metavar="N", help="of each (default: 8)")
     parser.add_argument("--seed", type=whole_number(0, 2**62), default=0, metavar="S", help="first seed (default: 0)")
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write, or to continue")

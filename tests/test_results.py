@@ -35,6 +35,13 @@ def test_summary_by_hand():
     assert (never["first_epoch"], never["seconds_to_target"]) == (None, 4.0)
 
 
+def test_a_mean_of_exactly_the_target_reaches_it():
+    result = new()
+    for seed, final in enumerate([99.3, 99.5] * 3):  # their floating-point mean is a little lower
+        add_run(result, metrics(seed, final), 9.0)
+    assert summarise(result["runs"])["first_epoch"] == 1
+
+
 def test_runs_are_in_the_order_of_their_seeds_and_few_runs_have_no_interval():
     one, four = result_of((5, 99.0)), result_of(*((seed, 99.0) for seed in (3, 2, 7, 4)))
     assert one["std"] is None and one["ci95"] is None and four["std"] == 0 and four["ci95"] is None
