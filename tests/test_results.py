@@ -36,10 +36,8 @@ def test_summary_by_hand():
 
 
 def test_a_mean_of_exactly_the_target_reaches_it():
-    result = new()
-    for seed, final in enumerate([99.3, 99.5] * 3):  # their floating-point mean is a little lower
-        add_run(result, metrics(seed, final), 9.0)
-    assert summarise(result["runs"])["first_epoch"] == 1
+    runs = enumerate([99.3, 99.5] * 3)  # their floating-point mean is a little below 99.4
+    assert summarise(result_of(*runs)["runs"])["first_epoch"] == 1
 
 
 def test_runs_are_in_the_order_of_their_seeds_and_few_runs_have_no_interval():
