@@ -4,6 +4,7 @@ Each function draws into an empty Figure, from the content of metrics.json, the 
 test images.
 """
 
+import contextlib
 import io
 import math
 
@@ -18,28 +19,36 @@ MISTAKES, COLUMNS = 64, 10  # at most so many wrong images, so many in a row
 SMALLEST = 0.01  # error in percent that is drawn as none, which has no logarithm
 
 
-def drawn(draw, metrics, dataset, logits):
-    """The bytes of the PNG that `draw` draws; needs no display."""
+def drawn(draw, *values):
+    """The bytes of the PNG that draw(figure, *values) draws; needs no display."""
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained")
-    draw(figure, metrics, dataset, logits.cpu())
-    return png(figure)
-
-
-def png(figure):
-    """The bytes of `figure` as a PNG file."""
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
+    with own_style():
+        figure, picture = Figure(), io.BytesIO()
+        draw(figure, *values)
+        figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()
 
 
+@contextlib.contextmanager
+def own_style():
+    """matplotlib's own settings, whatever a matplotlibrc or a style in a notebook says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 def write_title(figure, metrics, text):
-    """Write `text`, and below it which run this is."""
+    """Write `text`, and below it which run this is; leave room for it, and for the labels of axes."""
     run = f"{metrics['recipe']} on {metrics['dataset']}, {metrics['params']:,} parameters, seed {metrics['seed']}"
     # A folder's name may hold "$", which is not mathematics here, or bytes that are not text.
     text = f"{text}\n{run}".encode(errors="backslashreplace").decode()
-    figure.suptitle(text, x=0.01, ha="left", fontsize=11, parse_math=False)
+    height = figure.get_figheight()
+    figure.suptitle(text, x=0.01, y=1 - 0.07 / height, ha="left", va="top", fontsize=11, parse_math=False)
+    # Fixed margins: those that matplotlib computes take it as long as drawing.
+    figure.subplots_adjust(left=0.08, right=0.99, bottom=0.48 / height, top=1 - 0.55 / height, hspace=0.12)
 
 
 def shown_weights(metrics):
@@ -112,9 +121,8 @@ def draw_mistakes(figure, metrics, dataset, logits):
     wrong = mistakes(labels, logits)
     which = f"the {MISTAKES} of the highest probability" if len(wrong) > MISTAKES else "true → predicted, probability"
     what = f"{len(wrong):,} of {len(labels):,} test images wrong {shown_weights(metrics)}: {which}"
-    write_title(figure, metrics, what)
     rows = max(1, math.ceil(min(len(wrong), MISTAKES) / COLUMNS))
-    axes = blank_axes(figure, height=0.7 + rows, right=COLUMNS, bottom=1.25 * rows)
+    axes = blank_axes(figure, metrics, what, right=COLUMNS, bottom=1.25 * rows)
     draw_answers(axes, dataset.test.images.cpu(), labels, logits, wrong[:MISTAKES], COLUMNS, "{} → {}  {:.2f}")
 
 
@@ -135,17 +143,19 @@ def draw_augmented(figure, metrics, dataset, logits):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(metrics["seed"])
         augmented = augment(images)
-    share = f"{100 * config['augment_until']:g}%"
-    write_title(figure, metrics, f"Training images, and below as the net sees them in the first {share} of the run")
-    axes = blank_axes(figure, height=2.8, right=len(images), bottom=2)
+    what = f"Training images, and below as the net sees them in the first {100 * config['augment_until']:g}% of the run"
+    axes = blank_axes(figure, metrics, what, right=len(images), bottom=2)
     for column, (image, changed) in enumerate(zip(images, augmented)):
         draw_image(axes, image[0], column, 0)
         draw_image(axes, changed[0], column, 1)
 
 
-def blank_axes(figure, height, right, bottom):
-    """Axes without frame or ticks, for images at (x, y) from (0, 0) to (right, bottom)."""
+def blank_axes(figure, metrics, title, right, bottom):
+    """Axes without frame or ticks below a title, for images at (x, y) from (0, 0) to (right, bottom)."""
+    height = 0.62 + 0.985 * WIDTH * bottom / right
     figure.set(size_inches=(WIDTH, height), facecolor="0.93")  # shows how far the white images reach
+    write_title(figure, metrics, title)
+    figure.subplots_adjust(left=0.0075, right=0.9925, bottom=0.07 / height)
     axes = figure.subplots()
     axes.axis("off")
     axes.set(xlim=(0, right), ylim=(bottom, 0), aspect="equal", autoscale_on=False)

@@ -4,7 +4,7 @@ import math
 
 from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
-from experiment.plots import BLUE, VERMILLION, draw_answers, mistakes, png
+from experiment.plots import BLUE, VERMILLION, draw_answers, mistakes
 from study.published import PUBLISHED
 from study.results import summarise_all
 from train import predict
@@ -29,11 +29,9 @@ def draw_seconds_to_target(axes, results):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def overview(results, weights):
-    """PNG bytes: seconds to a mean of 99.4% of all recipes; every mistake of the net in the file `weights`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+def draw_overview(figure, results, weights):
+    """Seconds to a mean of 99.4% of all recipes; every mistake of the net in the file `weights`."""
+    figure.set(size_inches=(13, 4.6), layout_engine="constrained")
     left, right = figure.subplots(1, 2)
     draw_seconds_to_target(left, results)
     images, labels = load_mnist().test
@@ -43,4 +41,3 @@ def overview(results, weights):
     right.axis("off")
     right.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
     draw_answers(right, images, labels, logits, wrong, columns, "{} → {}")
-    return png(figure)

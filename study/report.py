@@ -19,8 +19,9 @@ from experiment.checkpoint import WEIGHTS
 from experiment.cli import Parser, command, path
 from experiment.errors import FileError
 from experiment.files import replace_file
+from experiment.plots import drawn
 from model import Net, count_parameters
-from study import figures
+from study.figures import draw_overview
 from study.published import PUBLISHED
 from study.results import read_results, summarise, summarise_all
 from study.runs import ROOT
@@ -189,7 +190,7 @@ def main(argv=None):
         elif read(document) != text:
             raise FileError(f"{document}: a figure is out of date; run python -m study.report")
     if not args.check:
-        replace_file(RESULTS / "overview.png", figures.overview(read_results(SESSION), WEIGHTS / "default.pth"))
+        replace_file(RESULTS / "overview.png", drawn(draw_overview, read_results(SESSION), WEIGHTS / "default.pth"))
 
 
 if __name__ == "__main__":

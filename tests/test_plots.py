@@ -21,7 +21,7 @@ ABOUT = {"recipe": "fast", "dataset": "random", "params": 1234, "seed": 5, "hold
 
 def drawn(draw, metrics, dataset=None, logits=None):
     """The Figure that `draw` drew, and its title."""
-    figure = Figure(layout="constrained")
+    figure = Figure()
     draw(figure, metrics, dataset, logits)
     return figure, figure.get_suptitle()
 
