@@ -74,7 +74,9 @@ class Net(nn.Module):
 
     def forward(self, images):
         if images.dtype == torch.uint8:
-            images = images / 255
+            images = images.to(self.mean.dtype) / 255
+        elif not images.is_floating_point():
+            raise TypeError(f"images: found {images.dtype}, expected torch.uint8, or floats in 0..1")
         images = (center_crop(images, self.side) - self.mean) / self.std
         features = self.gap(self.blocks(images)).flatten(1)  # (N, c5)
         return self.classifier(self.dropout(features))  # (N, 10)

@@ -41,6 +41,16 @@ def prepare(image, index=0):
         raise ImageError(f"{name}: {error}") from error
 
 
+def prepare_or_keep(path):
+    """As `prepare`; a picture of 28x28 pixels is kept as it is, or inverted if its rim is light."""
+    image = open_image(path, path)
+    if image.size != (SIDE, SIDE):
+        return prepare(path)
+    pixels = np.uint8(to_grey(image) * 255 + 0.5)
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return 255 - pixels if np.median(rim) > 127 else pixels
+
+
 def open_image(image, name=None):
     """`image` (path, PIL image or array) as an upright 8-bit RGBA image, at most PIXELS wide and high."""
     content, is_path = b"", isinstance(image, (str, os.PathLike))

@@ -3,6 +3,7 @@
     python predict.py seven.jpg nine.png         a photograph, scan, screenshot or drawing of one digit each
     python predict.py *.png --json               the answers for another program
     python predict.py *.png --show seen.png      what the net saw, beside each original
+    python predict.py --csv test.csv             a submission to Kaggle's competition
 
 From Python: `predict(["seven.jpg", image, array])`. Of an animation the first frame counts. A picture without an answer
 is one line on stderr, the others are answered, and the exit code is 1.
@@ -11,19 +12,21 @@ is one line on stderr, the others are answered, and the exit code is 1.
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from experiment.checkpoint import WEIGHTS, load_net
+from experiment.checkpoint import load_net
 from experiment.cli import Parser, command, path
+from experiment.datasets import read_csv
 from experiment.errors import FileError
 from experiment.files import replace_file
 from model import SIDE
 from photo import ImageError, contact_sheet, prepare
 
-DEFAULT = WEIGHTS / "best.pth"
+DEFAULT = "best"  # of weights/
 # Chosen on pictures of training images by `python -m study.photographs`: results/predict.txt.
 UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0.9
 
@@ -31,10 +34,11 @@ UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0
 def predict(images, net=None):
     """Probabilities of the digits 0 to 9, float (N, 10), for N pictures of one digit each.
 
-    `images`: paths, PIL images or arrays, (H, W) or (H, W, channels), with values up to 1, 255 or 65535.
-    `net` is by default weights/best.pth. ImageError if a picture cannot be read or does not show one digit.
+    `images`: one or several paths, PIL images or arrays, (H, W) or (H, W, channels), with values up to 1, 255 or 65535.
+    `net` is by default that of weights/best.pth. ImageError if a picture cannot be read or does not show one digit.
     """
-    images = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else images
+    one_array = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((1,), (3,), (4,)))
+    images = [images] if one_array or isinstance(images, (str, os.PathLike, Image.Image)) else images
     return probabilities(net or load_net(DEFAULT), [prepare(image, i) for i, image in enumerate(images)])
 
 
@@ -64,20 +68,36 @@ def line(answer):
     return f"{text}, unsure" if answer["unsure"] else text
 
 
+def write_submission(file, net):
+    """Write the digits of Kaggle's test.csv, `file`, to submission.csv beside it."""
+    images, _ = read_csv(file, labelled=False)
+    answers = probabilities(net, images.numpy()).argmax(1).tolist()
+    rows = ["ImageId,Label", *(f"{number},{digit}" for number, digit in enumerate(answers, 1))]
+    replace_file(file.with_name("submission.csv"), "\n".join(rows + [""]).encode())
+    print(f"Written: {file.with_name('submission.csv')}, {len(answers)} digits")
+
+
 @command
 def main(argv=None):
     parser = Parser(prog="predict.py", description=__doc__)
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="picture of one digit")
-    parser.add_argument("--weights", type=path, metavar="FILE", help="NAME.pth, or a run's best.pt (default: best.pth)")
+    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="picture of one digit")
+    about = "Kaggle's test.csv, whose digits go into submission.csv beside it"
+    parser.add_argument("--csv", type=path, metavar="FILE", help=about)
+    about = "default, best or tiny, a run's folder, its best.pt, or a NAME.pth (default: %(default)s)"
+    parser.add_argument("--weights", type=path, metavar="NET", default=DEFAULT, help=about)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument(
         "--show", type=path, metavar="FILE", help="new PNG file: what the net saw, beside each original"
     )
     args = parser.parse_args(argv)
+    if not args.images and not args.csv:
+        parser.error("IMAGE: expected a picture, or several")
     if args.show and os.path.exists(args.show):  # with --show *.png that is the first picture
         raise FileError(f"--show {args.show} exists already; name a new file")
     torch.set_num_threads(1)  # for one image at a time more are slower
-    net, digits, answers = load_net(args.weights or DEFAULT), [], []
+    net, digits, answers = load_net(args.weights), [], []
+    if args.csv:
+        write_submission(Path(args.csv), net)
     for file in args.images:
         try:
             digits.append(prepare(file))

@@ -1,4 +1,4 @@
-"""The data sets as tensors: MNIST or other data in its format, scikit-learn's digits; images held out."""
+"""The data sets as tensors: MNIST, other data like it in several formats, scikit-learn's digits; images held out."""
 
 import gzip
 import hashlib
@@ -7,6 +7,7 @@ import os
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -21,33 +22,53 @@ MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16
 
 
 def load_data(settings, for_training=True):
-    """The Dataset of `settings` on the CPU; for training with the images that they hold out."""
+    """The Dataset of `settings` on the CPU; for training with the images that they hold out.
+
+    Where there are no test images, those that are held out take their place.
+    """
     dataset = load_digits_28x28() if settings.dataset == "digits" else load_mnist(settings.data_dir)
-    if not for_training:
-        return dataset
-    if settings.holdout is not None:
+    without_test = dataset.test is None
+    if without_test and settings.holdout is None:
+        total = len(dataset.train.labels)
+        raise DataError(f"{dataset.name} has no labelled test images; hold some out: --holdout {max(10, total // 5)}")
+    if settings.holdout is not None and (for_training or without_test):
         dataset = hold_out(dataset, settings.holdout, settings.seed)
+    if without_test:
+        dataset = dataset._replace(test=dataset.holdout, holdout=None)
     count, batch_size = len(dataset.train.labels), settings.recipe.batch_size
-    if batch_size > count:
+    if for_training and batch_size > count:
         raise DataError(f"--batch-size {batch_size}: expected at most {count}, the number of training images")
     return dataset
 
 
 def load_mnist(data_dir=None):
-    """Data in MNIST's format from `data_dir`; if that is None, from DEFAULT_FOLDERS or else downloaded to ./data."""
-    paths = find_files(data_dir)
+    """MNIST, or data like it, from `data_dir`; if that is None, from DEFAULT_FOLDERS or else downloaded to ./data."""
+    if data_dir is not None:
+        return load_folder(Path(data_dir))
+    paths = next((paths for paths in map(find_idx, map(Path, DEFAULT_FOLDERS)) if len(paths) == len(FILES)), None)
     if paths is None:
         from experiment.download import download
 
         paths = download(FILES, Path("data", "MNIST", "raw"), MNIST_SHA256)
-    images, labels, test_images, test_labels = read_files(paths)
-    dataset = make_dataset("mnist", images.unsqueeze(1), labels, test_images.unsqueeze(1), test_labels)
-    if dataset.sha256 == MNIST_SHA256:
-        return dataset
-    folder = paths[0].resolve().parent
-    while folder.name in ("raw", "MNIST"):  # FashionMNIST is the name of FashionMNIST/raw/train-…
-        folder = folder.parent
-    return dataset._replace(name=f"{folder.name} (MNIST format)")
+    return read_idx_files(paths)
+
+
+def load_folder(place):
+    """The Dataset in the folder `place`: FILES, mnist.npz, train.csv or pictures by class; or in one of these files."""
+    paths = find_idx(place)
+    if len(paths) == len(FILES):
+        return read_idx_files(paths)
+    for name, read in (("mnist.npz", read_npz), ("train.csv", read_csv)):
+        file = place if place.suffix == Path(name).suffix else place / name
+        if os.path.isfile(file):
+            return make_dataset(f"{file.resolve().parent.name}/{file.name}", *read(file))
+    if any(os.path.isdir(place / part / digit) for part in (".", "train") for digit in "0123456789"):
+        return make_dataset(f"{place.resolve().name} (pictures)", *read_pictures(place))
+    lacking = ", ".join(name for name in FILES if name not in paths)
+    found = "is not a directory" if os.path.exists(place) else "does not exist"
+    found = f"lacks {lacking}" if os.path.isdir(place) else found
+    others = "mnist.npz, train.csv, or pictures in train/0 to train/9"
+    raise DataError(f"--data-dir {place} {found}; expected these, there, in raw or MNIST/raw, also as .gz; or {others}")
 
 
 def load_digits_28x28():
@@ -58,7 +79,7 @@ def load_digits_28x28():
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().mul(255 / 16).unsqueeze(1)  # (1797, 1, 8, 8), 0..255
     images = F.interpolate(images, size=(20, 20), mode="bilinear")  # MNIST's digits fill a 20x20 box
-    images = F.pad(images, (4, 4, 4, 4)).round().byte().numpy()  # (1797, 1, 28, 28)
+    images = F.pad(images, (4, 4, 4, 4)).round().byte().squeeze(1).numpy()  # (1797, 28, 28)
     split = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
     train_images, test_images, train_labels, test_labels = (torch.from_numpy(array) for array in split)
     return make_dataset("digits", train_images, train_labels.byte(), test_images, test_labels.byte())
@@ -80,51 +101,89 @@ def hold_out(dataset, count, seed):
 
 
 def make_dataset(name, *tensors):
-    """A Dataset of training images and labels and test images and labels: uint8, (N, 1, 28, 28) and (N,)."""
-    train_images, train_labels, test_images, test_labels = tensors
+    """A Dataset of training images and labels and test images and labels: uint8, (N, 28, 28) and (N,), or without test.
+
+    Its name is "mnist" if that is what it is.
+    """
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy())
-    train, test = Split(train_images, train_labels.long()), Split(test_images, test_labels.long())
-    return Dataset(name, digest.hexdigest(), train, test)
+    if tensors[0].max() <= 1:
+        raise DataError(f"{name}: no pixel exceeds 1; expected whole numbers up to 255: multiply by 255")
+    name = "mnist" if digest.hexdigest() == MNIST_SHA256 else name
+    splits = [Split(images.unsqueeze(1), labels.long()) for images, labels in zip(tensors[::2], tensors[1::2])]
+    return Dataset(name, digest.hexdigest(), *splits, *[None] * (2 - len(splits)))
 
 
-def find_files(data_dir=None):
-    """Paths of the four FILES, in that order; None if no `data_dir` was given and no default folder has them."""
-    if data_dir is None:
-        return next(filter(None, (look_in(Path(folder))[0] for folder in DEFAULT_FOLDERS)), None)
-    folder = Path(data_dir)
-    if not os.path.isdir(folder):
-        what = "is not a directory" if os.path.exists(folder) else "does not exist"
-        raise DataError(f"--data-dir {folder} {what}; expected a directory with {', '.join(FILES)}")
-    paths, missing = look_in(folder)
-    if missing:
-        where = "looked there, in raw and in MNIST/raw, also for .gz"
-        raise DataError(f"--data-dir {folder} lacks {', '.join(missing)} ({where}); put them there")
-    return paths
-
-
-def look_in(folder):
-    """([four paths], []) if one of the PLACES in `folder` has the FILES; else ([], [names that are missing])."""
-    best_missing = FILES
+def find_idx(folder):
+    """{name: path} of the FILES in that of the PLACES in `folder` that has most, also packed or with a usual name."""
+    places = []
     for place in PLACES:
-        paths = [find_file(folder / place, name) for name in FILES]
-        missing = [name for name, path in zip(FILES, paths) if path is None]
-        if not missing:
-            return paths, []
-        best_missing = min(best_missing, missing, key=len)
-    return [], best_missing
+        places.append({})
+        for name in FILES:
+            stems = (name, name.replace("-idx", ".idx"), "emnist-digits-" + name.replace("t10k", "test"))
+            paths = (folder / place / (stem + suffix) for stem in stems for suffix in ("", ".gz"))
+            if path := next(filter(os.path.isfile, paths), None):
+                places[-1][name] = path
+    return max(places, key=len)
 
 
-def find_file(folder, name):
-    """The path of the file `name` in `folder`, also packed, or with a dot as some copies have it; None if not there."""
-    names = (f"{stem}{suffix}" for stem in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz"))
-    return next((folder / found for found in names if os.path.isfile(folder / found)), None)
+def read_npz(path):
+    """Keras's mnist.npz at `path`: x_train, y_train, x_test and y_test."""
+    try:
+        with np.load(path) as arrays:
+            images, labels, *test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    except Exception as error:  # NumPy has several types for what is wrong
+        raise DataError(
+            f"{path} cannot be read ({reason(error)}); expected x_train, y_train, x_test, y_test"
+        ) from error
+    return [tensor for pair in ((images, labels), test) for tensor in checked(path, *pair)]
 
 
-def read_files(paths):
-    """Read and check the four files at `paths`, in the order of FILES: uint8 images (N, 28, 28) and labels (N,)."""
+def read_csv(path, labelled=True):
+    """Kaggle's train.csv at `path`: a header, then rows of a label and 784 pixels; test.csv, without labels."""
+    try:
+        rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=1, ndmin=2)
+        images = rows[:, int(labelled) :].reshape(-1, SIDE, SIDE)
+    except (OSError, ValueError) as error:
+        expected = f"a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
+        raise DataError(f"{path} cannot be read ({reason(error)}); expected {expected}") from error
+    return checked(path, images, rows[:, 0] if labelled else np.zeros(len(rows), np.uint8))
+
+
+def read_pictures(folder):
+    """Pictures by class in `folder`, as torchvision's ImageFolder has them: train/0 to train/9 and test, or 0 to 9."""
+    from torchvision.datasets import ImageFolder
+
+    from photo import prepare_or_keep
+
+    parts = [part for part in ("train", "test") if os.path.isdir(folder / part)] or ["."]
     tensors = []
+    for part in parts:
+        try:
+            pictures = ImageFolder(folder / part, loader=prepare_or_keep)
+            digits = torch.tensor([int(name) for name in pictures.classes])
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / part}: {reason(error)}; expected folders 0 to 9 with pictures") from error
+        images, labels = zip(*pictures)
+        tensors += checked(folder / part, np.stack(images), digits[list(labels)].numpy())
+    return tensors
+
+
+def checked(path, images, labels):
+    """The arrays as tensors, uint8 (N, 28, 28) and (N,); DataError if they are not images and labels of digits."""
+    found = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
+    if not (images.shape == (len(images), SIDE, SIDE) and labels.shape == (len(images),) and len(images)):
+        raise DataError(f"{path}: found {found}, expected (N, 28, 28) and (N,)")
+    for values, highest in ((images, 255), (labels, 9)):
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:
+            raise DataError(f"{path}: found {found}, expected whole numbers from 0 to {highest}")
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.uint8))
+
+
+def read_idx_files(paths):
+    """The Dataset of the four files at `paths`, a dict in the order of FILES."""
+    tensors, paths = [], list(paths.values())
     for images_path, labels_path in (paths[:2], paths[2:]):
         images, labels = read_idx(images_path, (SIDE, SIDE)), read_idx(labels_path, ())
         if len(images) != len(labels):
@@ -133,8 +192,11 @@ def read_files(paths):
         if labels.max() > 9:
             index = int(labels.argmax())
             raise DataError(f"{labels_path}: label {index} is {labels[index]}, expected 0 to 9: replace the file")
-        tensors += [images, labels]
-    return tensors
+        tensors += [images.transpose(1, 2) if images_path.name.startswith("emnist") else images, labels]
+    folder = paths[0].resolve().parent
+    while folder.name in ("raw", "MNIST"):  # FashionMNIST is the name of FashionMNIST/raw/train-…
+        folder = folder.parent
+    return make_dataset(f"{folder.name} (MNIST format)", *tensors)
 
 
 def read_idx(path, item_shape):
@@ -149,7 +211,9 @@ def read_idx(path, item_shape):
     dimensions = 1 + len(item_shape)
     magic = bytes((0, 0, 8, dimensions))  # 8: unsigned byte
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        with open(path, "rb") as packed:
+            is_gzip = packed.read(2) == b"\x1f\x8b"  # whatever its suffix
+        with (gzip.open if is_gzip else open)(path, "rb") as file:
             header = file.read(4 + 4 * dimensions)
             if header[:4] != magic:
                 raise wrong(f"magic number 0x{header[:4].hex()}", f"0x{magic.hex()}")

@@ -18,11 +18,12 @@ LIMIT = 50_000_000  # bytes of a file; the largest has 47,040,016
 
 
 def download(names, folder, sha256, mirrors=MIRRORS, timeout=30):
-    """Download the IDX files `names` from the first of `mirrors` that has them all; returns their paths in `folder`.
+    """Download the IDX files `names` from the first of `mirrors` that has them all; returns {name: path}.
 
     `sha256` is that of all their items; `timeout`, in seconds, applies to each answer of a server.
     """
     reasons = []
+    print("MNIST is downloaded (11 MB)", flush=True)
     for mirror in mirrors:
         try:
             contents = [fetch(f"{mirror}{name}.gz", timeout) for name in names]
@@ -38,7 +39,7 @@ def download(names, folder, sha256, mirrors=MIRRORS, timeout=30):
                 for name, content in zip(names, contents):
                     replace_file(Path(own, name), content)
                     os.replace(Path(own, name), folder / name)
-        return [folder / name for name in names]
+        return {name: folder / name for name in names}
     raise DownloadError(
         f"MNIST was not found and could not be downloaded ({'; '.join(reasons)}); "
         f"put {', '.join(names)} into {folder}, or run offline with --dataset digits"

@@ -77,7 +77,7 @@ def test_two_downloads_at_once_leave_the_files_and_nothing_else(packed, get, mni
         handler.wfile.write(packed[last])
 
     with serve({**packed, last: wait}) as mirror, ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(get, [mirror] * 2)) == [[tmp_path / "data" / name for name in FILES]] * 2
+        assert list(pool.map(get, [mirror] * 2)) == [{name: tmp_path / "data" / name for name in FILES}] * 2
     assert contents(tmp_path / "data") == contents(mnist_dir)
 
 
@@ -123,7 +123,7 @@ def test_an_endless_body_and_a_gzip_bomb_are_cut_off(tmp_path, monkeypatch):
 
     with serve({"endless.gz": endless, "bomb.gz": gzip.compress(content)}) as mirror:
         bomb = ["bomb"], tmp_path, hashlib.sha256(content[8:]).hexdigest(), [mirror]
-        assert download(*bomb) == [tmp_path / "bomb"]
+        assert download(*bomb) == {"bomb": tmp_path / "bomb"}
         monkeypatch.setattr(module, "LIMIT", len(content) - 1)
         with pytest.raises(DownloadError, match="another checksum"):
             download(*bomb)
