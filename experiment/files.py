@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import filelock
@@ -24,15 +27,20 @@ def writing(path, hint):
 
 def replace_file(path, content):
     """Write `content` (bytes) so that a crash at any moment leaves the old file or the whole new one at `path`."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    path = Path(os.path.realpath(path))  # of a link, what it points to
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileError(f"{path} is not a regular file; name another")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # of this writer alone
     try:
         with writing(path, "its previous content is unchanged"):
             with open(temporary, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+                sync(file)
+            try:
+                os.replace(temporary, path)
+            except PermissionError:  # on Windows, while a virus scanner reads it
+                time.sleep(0.2)
+                os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -42,6 +50,23 @@ def replace_file(path, content):
             os.fsync(descriptor)  # the new name must survive a power cut too
         finally:
             os.close(descriptor)
+
+
+def sync(file):
+    """Let what was written to `file` survive a power cut, where the file system can."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        warn(f"{Path(file.name).parent} is on a file system without fsync; a power cut may damage the run")
+
+
+@functools.cache
+def warn(text):
+    """Print a warning once."""
+    print(f"Warning: {text}")
 
 
 def write_json(path, value):
@@ -61,5 +86,5 @@ def lock(path):
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise FileError(f"{path} cannot be written: {error.strerror or error}; restore its permissions") from error
-        print(f"Warning: {path} cannot be locked ({error.strerror}); do not use it from a second process")
+        warn(f"{path} cannot be locked ({error.strerror}); do not use it from a second process")
     return held

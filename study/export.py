@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from experiment.checkpoint import WEIGHTS, Checkpoint, load_net
+from experiment.checkpoint import WEIGHTS, Checkpoint, find_net, load_net
 from experiment.cli import Parser, command, path
 from experiment.datasets import load_mnist
 from experiment.errors import CheckpointError, SettingError
@@ -92,13 +92,15 @@ def save_net(run, folder=WEIGHTS):
 @command
 def main(argv=None):
     parser = Parser(prog="export.py", description=__doc__)
-    default, about = WEIGHTS / "best.pth", "a NAME.pth, a run's checkpoint, or its folder (default: weights/best.pth)"
-    parser.add_argument("weights", nargs="?", type=path, default=default, metavar="WEIGHTS", help=about)
+    about = "default, best or tiny, a NAME.pth, a run's checkpoint, or its folder (default: %(default)s)"
+    parser.add_argument("weights", nargs="?", type=path, default="best", metavar="WEIGHTS", help=about)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", type=path, metavar="FILE", help="default: beside WEIGHTS, ending in .onnx")
     target.add_argument("--page", action="store_true", help="write demo/model.js instead")
     args = parser.parse_args(argv)
     source = Path(args.weights)
+    if args.out and Path(args.out).suffix != ".onnx":
+        parser.error(f"--out: found {args.out}, expected a name that ends in .onnx")
     if source.is_dir():
         file = save_net(source)
     elif args.page:
@@ -106,7 +108,7 @@ def main(argv=None):
         model = for_page(net, test, predict(net, test.images, "fp32"))
         replace_file(file, f"const MODEL = {json.dumps(model, indent=2)};\n".encode())
     else:
-        file = Path(args.out or source.with_suffix(".onnx"))
+        file = Path(args.out or find_net(source).with_suffix(".onnx"))
         replace_file(file, to_onnx(load_net(source)))
     print(f"Written: {file}, {file.stat().st_size / 1000:.0f} kB")
 

@@ -1,5 +1,6 @@
 """The results of benchmark.py: what a run adds to its JSON, and the statistics over all runs."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -89,8 +90,9 @@ def read_results(path):
 
 def describe_machine():
     """{"machine": processor, cores and system; "versions": of Python and the packages that matter}."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = []
+    with contextlib.suppress(OSError):  # not Linux, or hidden
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
     model = models[0] if models else platform.processor() or platform.machine()
     versions = {"python": platform.python_version(), "torch": version("torch"), "torchvision": version("torchvision")}

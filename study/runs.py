@@ -1,5 +1,6 @@
 """Runs of train.py, or of another script that trains, each in a process of its own."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,17 +10,21 @@ import time
 from pathlib import Path
 
 from experiment.errors import ExperimentError
+from experiment.files import writing
 
 ROOT = Path(__file__).parents[1]
 
 
 def run_process(argv, **variables):
     """Run `python ARGV --out FOLDER` with environment `variables`: (its metrics.json, seconds from start to exit)."""
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **variables}
+    kept = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    environment = {**kept, "PYTHONIOENCODING": "utf-8", **variables}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     options |= {"encoding": "utf-8", "errors": "replace", "env": environment}
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        with writing("the temporary folder", "set TMPDIR to one that can be written"):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
         out, start = Path(folder, "run"), time.perf_counter()
         with subprocess.Popen([sys.executable, "-P", *map(str, argv), "--out", str(out)], **options) as process:
             try:
