@@ -41,15 +41,19 @@ class TrainLoader:
 
     The first epoch takes a fraction `first_share` of all images, at random; each later one a fraction `later_share`:
     RANDOM_SHARE of these are drawn at random, so that no image is forgotten, and the rest are the hardest of those not
-    drawn. Shares of 1 select every image. An image's hardness is its loss when last trained on, divided by the mean
-    loss of its batch; 0, the least, before. The loop must `record` the losses that it trains on, of every batch.
+    drawn. Shares of 1 select every image. If `epochs` of these are fewer than FEWEST images, all shares grow alike;
+    above 1, images repeat. An image's hardness is its loss when last trained on, divided by the mean loss of its batch;
+    0, the least, before. The loop must `record` the losses that it trains on, of every batch.
     """
 
     RANDOM_SHARE = 0.3
+    FEWEST = 15_000  # in a run: a net needs its steps however few images there are
 
-    def __init__(self, images, labels, batch_size, first_share=1.0, later_share=1.0):
+    def __init__(self, images, labels, batch_size, epochs=1, first_share=1.0, later_share=1.0):
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.first_count, self.later_count = (max(1, round(n * len(labels))) for n in (first_share, later_share))
+        times = max(1, self.FEWEST / (len(labels) * (first_share + later_share * (epochs - 1))))
+        counts = (max(1, round(share * times * len(labels))) for share in (first_share, later_share))
+        self.first_count, self.later_count = counts
         self.hardness = torch.zeros(len(labels), device=labels.device)
 
     def batches(self, epoch):
@@ -64,11 +68,11 @@ class TrainLoader:
 
     def select(self, epoch):
         """The indices of the images that `epoch` trains on, in random order."""
-        shuffled = torch.randperm(len(self.labels), device=self.labels.device)
-        if epoch == 1:
-            return shuffled[: self.first_count]
-        if self.later_count == len(shuffled):
-            return shuffled
+        count, total = self.first_count if epoch == 1 else self.later_count, len(self.labels)
+        passes = range(max(1, math.ceil(count / total)))
+        shuffled = torch.cat([torch.randperm(total, device=self.labels.device) for _ in passes])
+        if epoch == 1 or count >= total:
+            return shuffled[:count]
         at_random = round(self.RANDOM_SHARE * self.later_count)
         drawn, rest = shuffled[:at_random], shuffled[at_random:]
         hardest = rest[self.hardness[rest].argsort(descending=True, stable=True)]  # ties stay shuffled

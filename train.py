@@ -4,7 +4,7 @@
     python train.py --recipe best --target none   all epochs, for the highest accuracy
     python train.py --dataset digits              offline, where MNIST is not available
     python train.py --resume runs/NAME            continue an interrupted run; on a CPU, bit for bit
-    python train.py --evaluate runs/NAME/best.pt  test a checkpoint
+    python train.py --evaluate runs/NAME          test its best checkpoint, or trained weights: --evaluate best
     torchrun --nproc-per-node 2 train.py          one model in several processes, one per GPU if there are any
 
 Each new run writes log.txt, metrics.json, four pictures, last.pt and best.pt into its own folder.
@@ -14,20 +14,21 @@ import os
 import sys
 from dataclasses import replace
 
-import experiment  # noqa: F401  sets OpenMP's environment variables, which torch reads when it is imported
+import experiment  # sets OpenMP's environment variables, which torch reads when it is imported
 
 # isort: split
 import torch
 import torch.nn.functional as F
 
 from data import RandomAffine, TrainLoader
-from experiment.checkpoint import Checkpoint
+from experiment.checkpoint import Checkpoint, find_net, load_net
 from experiment.cli import command, earlier_settings, new_settings, parse_args
 from experiment.datasets import load_data
 from experiment.history import Score
-from experiment.machine import set_up, synchronized_time
-from experiment.meter import Meter, progress
+from experiment.machine import set_up, synchronized_time, without_compiler
+from experiment.meter import Meter, busy, progress
 from experiment.run_folder import RunFolder
+from experiment.settings import Settings
 from model import Net
 
 
@@ -46,7 +47,7 @@ def train(settings, run=None, on_epoch=None):
     torch.manual_seed(settings.seed)
     net = Net(**recipe.network).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(net, recipe)
-    loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.first_share, recipe.later_share)
+    loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.epochs, recipe.first_share, recipe.later_share)
     scheduler = make_scheduler(optimizer, recipe, loader.steps(recipe.epochs))
     # `model` is `net`; under torchrun it wraps `net`, and the loader yields only this process's part of every batch.
     loader, model = run.share(settings, dataset, loader, net)
@@ -76,13 +77,12 @@ def train(settings, run=None, on_epoch=None):
 
 def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
     """Train `model` on the batches that `loader` selects for `epoch`, counted from 1; returns the epoch's Meter."""
-    recipe, steps_before = settings.recipe, loader.steps(epoch - 1)
+    recipe, all_steps = settings.recipe, loader.steps(settings.recipe.epochs)
     augment = RandomAffine(**recipe.augmentation)
-    augmented_steps = recipe.augment_until * loader.steps(recipe.epochs)  # later ones see plain images
-    meter = Meter(steps_before)  # meter.step counts from the run's start
-    count = loader.steps(epoch) - steps_before
+    augmented_steps = recipe.augment_until * all_steps  # later ones see plain images
+    meter = Meter(loader.steps(epoch - 1))  # meter.step counts from the run's start
     model.train()
-    for index, images, labels in progress(loader.batches(epoch), count, f"Epoch {epoch}/{recipe.epochs}", meter):
+    for index, images, labels in progress(loader.batches(epoch), all_steps, f"Epoch {epoch}/{recipe.epochs}", meter):
         if meter.step < augmented_steps:
             images = augment(images)
         logits = forward(model, images, settings.precision)
@@ -115,7 +115,8 @@ def cross_entropy(logits, labels, label_smoothing):
 def predict(model, images, precision):
     """Float logits (N, 10) of `model` for images (N, 1, 28, 28), in evaluation mode."""
     model.eval()
-    return torch.cat([forward(model, batch, precision) for batch in images.split(1000)])
+    with busy("Evaluating"):
+        return torch.cat([forward(model, batch, precision) for batch in images.split(1000)])
 
 
 def score(logits, labels):
@@ -129,7 +130,7 @@ def make_optimizer(model, recipe):
     others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     # The scheduler overwrites lr before the first step.
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=True)
+    return without_compiler(torch.optim.SGD)(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=True)
 
 
 def make_scheduler(optimizer, recipe, steps):
@@ -143,17 +144,20 @@ def make_scheduler(optimizer, recipe, steps):
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps, **options)
 
 
-def evaluate_checkpoint(path, given):
-    """Print loss, accuracy and accuracy per class of the checkpoint at `path` on the test set."""
-    checkpoint = Checkpoint.load(path)
-    settings = replace(checkpoint.settings, device="auto", threads=None)  # the run's may be of another machine
+def evaluate(source, given):
+    """Print loss, accuracy and accuracy per class on the test set of the net that `source` names, as for load_net."""
+    file, settings, about = find_net(source), Settings(), "trained weights"
+    if file.suffix == ".pt":
+        checkpoint = Checkpoint.load(file)
+        about = f"epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}"
+        settings = replace(checkpoint.settings, device="auto", threads=None)  # the run's may be of another machine
     settings = earlier_settings(settings, given, may_change={"dataset", "data_dir", "device", "threads", "precision"})
-    settings = set_up(settings)
+    settings, net = set_up(settings), load_net(file)
     dataset = load_data(settings, for_training=False).to(settings.device)
     labels = dataset.test.labels
-    net = checkpoint.net().to(settings.device, memory_format=torch.channels_last)
-    print(f"Checkpoint: {path}, epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}")
+    print(f"Net: {file}, {about}")
     print(f"Data: {dataset.name}, {len(labels)} test images")
+    net.to(settings.device, memory_format=torch.channels_last)
     logits = predict(net, dataset.test.images, settings.precision)
     print(score(logits, labels).line("test"))
     for label in labels.unique().tolist():
@@ -162,14 +166,18 @@ def evaluate_checkpoint(path, given):
 
 
 def start(argv, on_epoch, make_run=RunFolder):
-    """Do what the command line asks for, in the run that make_run(out, resume, plots) makes."""
+    """Do what the command line asks for, in the run that make_run(out, resume, plots, began) makes."""
     options, given = parse_args(__doc__, argv)  # given: the settings named on the command line
     if options.evaluate:
-        evaluate_checkpoint(options.evaluate, given)
+        evaluate(options.evaluate, given)
         return
-    run = make_run(options.out, options.resume, options.plots)
+    run = make_run(options.out, options.resume, options.plots, experiment.STARTED if argv is None else None)
     if options.resume:
-        settings = earlier_settings(run.checkpoint.settings, given, may_change={"data_dir"})
+        settings = earlier_settings(run.checkpoint.settings, given, may_change={"data_dir", "target"})
+        if run.ended and run.checkpoint.history.is_over(settings.recipe.epochs, settings.target):
+            early = len(run.checkpoint.history.epochs) < settings.recipe.epochs
+            print(f"{options.resume} is finished" + "; to train its other epochs too: --target none" * early)
+            return
     else:
         settings = new_settings(given)
     train(settings, run, on_epoch)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,9 +106,16 @@ def shapes(state_dict):
     return {name: (value.shape, value.dtype) for name, value in state_dict.items()}
 
 
-def load_net(file):
-    """The Net in evaluation mode of a NAME.pth with its NAME.json, or of a run's checkpoint (.pt)."""
-    file = Path(file)
+def find_net(source):
+    """The file of a net that `source` names: it, best.pt in the folder of a run, or one of WEIGHTS, such as best."""
+    if not os.path.exists(source) and (named := WEIGHTS / f"{source}.pth").exists():
+        return named
+    return Path(source, "best.pt") if os.path.isdir(source) else Path(source)
+
+
+def load_net(source):
+    """The Net in evaluation mode of trained weights, of a checkpoint, or of a run, as find_net finds them."""
+    file = find_net(source)
     if file.suffix == ".pt":
         return Checkpoint.load(file).net()
     try:
@@ -117,6 +125,7 @@ def load_net(file):
         net = Net(**about["network"])
         net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
     except Exception as error:  # JSON, torch and Net have a dozen types for what is wrong
-        expected = "expected weights/NAME.pth beside its NAME.json, or a run's best.pt"
+        names = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.pth")))
+        expected = f"expected {names}, a run's folder or best.pt, or a NAME.pth beside its NAME.json"
         raise CheckpointError(f"{file} cannot be loaded ({reason(error)}); {expected}") from error
     return net.eval()

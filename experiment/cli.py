@@ -88,8 +88,8 @@ def parse_args(description, argv=None):
     group = parser.add_argument_group("an earlier run, with its own settings").add_mutually_exclusive_group()
     about = "continue the run in this folder after its last completed epoch"
     group.add_argument("--resume", type=path, metavar="RUN", help=about)
-    about = "only evaluate this checkpoint (last.pt or best.pt) on the test set"
-    group.add_argument("--evaluate", type=path, metavar="CHECKPOINT", help=about)
+    about = "only test a net: a run's folder, its best.pt, or trained weights: default, best, tiny, a NAME.pth"
+    group.add_argument("--evaluate", type=path, metavar="NET", help=about)
     given = vars(parser.parse_args(argv))
     options = argparse.Namespace(**{name: given.pop(name) for name in ("out", "plots", "resume", "evaluate")})
     if options.out and (options.resume or options.evaluate):
@@ -120,12 +120,13 @@ def earlier_settings(settings, given, may_change):
 
 @contextlib.contextmanager
 def signals_as_interrupts():
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt(number), unless they are ignored or handled already."""
+    """Let signals that end a job raise KeyboardInterrupt(number), unless they are ignored or handled already."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")  # the last two are those of batch systems, such as Slurm
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():  # which alone may install handlers
         numbers = []
@@ -141,7 +142,7 @@ def signals_as_interrupts():
 def command(function):
     """Decorator for a `main(argv=None)` that returns an exit code, or None for 0.
 
-    A known error becomes one line on stderr and its exit code; SIGTERM and SIGHUP end the command as Ctrl-C does.
+    A known error becomes one line on stderr and its exit code; signals that end a job end the command as Ctrl-C does.
     """
     name = Path(function.__code__.co_filename).name
 

@@ -89,7 +89,9 @@ class History:
 
     def summary(self, target):
         """The closing lines of a log."""
-        for name, epoch in (("Best", self.best), ("Final", self.final)):
+        best, final = self.best, self.final
+        names = {"Best and final": final} if best is final else {"Best": best, "Final": final}
+        for name, epoch in names.items():
             yield f"{name} {self.split} accuracy: {epoch.accuracy:.2f}% (epoch {epoch.number})"
         if target is not None:
             met = self.first_at(target)

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 
+import joblib
 import psutil
 import torch
 
@@ -30,18 +31,34 @@ def keep_freed_memory():
         mallopt(m_mmap_threshold, 32 * 2**20)
 
 
-def usable_cpus():
-    """CPUs that affinity, cgroup quota and OMP_NUM_THREADS allow this process, less those that are busy; at least 1."""
-    from joblib import cpu_count  # imported late, because that takes a quarter of a second
+def allowed_cpus():
+    """CPUs that affinity, cgroup quota and OMP_NUM_THREADS allow this process."""
+    return min(joblib.cpu_count(), TORCH_THREADS)
 
-    allowed = min(cpu_count(), TORCH_THREADS)
+
+def usable_cpus():
+    """The allowed CPUs less those that other processes keep busy, at least 1."""
+    allowed = allowed_cpus()
     if allowed == 1:
         return 1
-    percent = psutil.cpu_percent(interval=0.2, percpu=True)
-    affinity = getattr(psutil.Process(), "cpu_affinity", list)()
+    try:
+        percent = psutil.cpu_percent(interval=0.1, percpu=True)
+        affinity = getattr(psutil.Process(), "cpu_affinity", list)()
+    except (OSError, psutil.Error):  # a hardened container hides them
+        return allowed
     if affinity and max(affinity) < len(percent):  # there is none on macOS; a container may number its CPUs anew
         percent = [percent[cpu] for cpu in affinity]
     return max(1, min(allowed, len(percent) - round(sum(percent) / 100)))
+
+
+def without_compiler(optimizer):
+    """The class `optimizer` of torch.optim without its decorators that import torch's compiler, which takes a second.
+
+    functools.wraps keeps the plain methods as `__wrapped__`; where torch has no such decorator, nothing changes.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    plain = {name: getattr(getattr(optimizer, name), "__wrapped__", getattr(optimizer, name)) for name in names}
+    return type(optimizer.__name__, (optimizer,), {**plain, "step": torch.no_grad()(plain["step"])})
 
 
 def choose_device(requested):

@@ -51,19 +51,28 @@ class Meter:
         return Score(self.loss / self.count, self.correct, self.count)
 
     def __str__(self):
-        """Loss and accuracy of what has been read, for a bar."""
-        loss, accuracy = self.loss / max(1, self.count), 100 * self.correct / max(1, self.count)
-        return f"loss={loss:.4f}, acc={accuracy:.2f}%, lr={self.lr:.4f}" if self.count else ""
+        """Loss, accuracy and learning rate for a bar, always as wide: of what has been read, or of the first batch."""
+        loss, correct, count = self.loss, self.correct, self.count
+        if not count and self.pending:
+            _, _, count, loss, correct = self.pending[0]
+        return f"loss {loss / max(1, count):6.4f}, {100 * correct / max(1, count):6.2f}%, lr {self.lr or 0:6.4f}"
 
 
-def progress(batches, count, title, meter):
-    """Yield the `count` batches; on a terminal a bar shows `title`, how far they are, and what `meter` says."""
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}"  # fits a terminal of 80 columns
-    with tqdm(total=count, desc=title, bar_format=layout, leave=False, disable=not on_terminal()) as bar:
+def progress(batches, total, title, meter):
+    """Yield the batches; on a terminal a bar shows `title`, how far the run of `total` steps is, and `meter`."""
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {remaining:>5} left{postfix}"  # fits a terminal of 80 columns
+    options = {"desc": title, "postfix": str(meter), "bar_format": layout, "leave": False, "disable": not on_terminal()}
+    with tqdm(total=total, initial=meter.step, **options) as bar:
         for batch in batches:
             yield batch
-            bar.set_postfix_str(str(meter), refresh=False)
-            bar.update()
+            if not bar.disable:
+                bar.set_postfix_str(str(meter), refresh=False)
+                bar.update()
+
+
+def busy(what):
+    """A context during which a terminal says `what` takes so long."""
+    return tqdm(desc=what, bar_format="{desc} …", leave=False, disable=not on_terminal())
 
 
 def on_terminal():

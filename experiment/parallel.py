@@ -88,7 +88,7 @@ class ParallelRun:
 
     def __init__(self, *options):
         self.folder = RunFolder(*options, processes=dist.get_world_size()) if dist.get_rank() == 0 else None
-        self.checkpoint = gathered(self.folder and self.folder.checkpoint)[0]
+        self.checkpoint, self.ended = gathered(self.folder and (self.folder.checkpoint, self.folder.ended))[0]
         self.end = self.folder.end if self.folder else lambda logits: None
 
     def share(self, settings, dataset, loader, net):

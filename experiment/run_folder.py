@@ -13,12 +13,14 @@ import torch
 
 from experiment.checkpoint import Checkpoint
 from experiment.errors import CheckpointError, DivergedError, ExperimentError, FileError, SettingError
-from experiment.files import lock, replace_file, write_json, writing
+from experiment.files import lock, replace_file, sync, write_json, writing
 from experiment.history import History
-from experiment.machine import memory_errors, peak_memory_mb
+from experiment.machine import allowed_cpus, memory_errors, peak_memory_mb
+from experiment.meter import busy
 from model import count_parameters
 
 PICTURES = ("curves.png", "mistakes.png", "confusion.png", "augmented.png")
+LAST_LINE = "Training time:"  # so begins the last line of a finished run's log.txt
 FILES = ("log.txt", "metrics.json", "last.pt", "best.pt", *PICTURES)
 
 
@@ -26,12 +28,14 @@ class RunFolder:
     """Where a run writes, and the checkpoint it starts from if it is resumed.
 
     A new run creates its folder, `out` or runs/<time>-seed<N>, in `open`: one rejected before leaves nothing on disk.
-    `resume` is the folder of an earlier run. Without `pictures`, none are drawn. `processes` train together.
+    `resume` is the folder of an earlier run. Without `pictures`, none are drawn. Its total seconds count from `began`,
+    by time.perf_counter(), by default from now. `processes` train together.
     """
 
-    def __init__(self, out=None, resume=None, pictures=True, processes=1):
-        self.began, self.out, self.pictures, self.processes = time.perf_counter(), out, pictures, processes
-        self.path, self.checkpoint = resume and Path(resume), None
+    def __init__(self, out=None, resume=None, pictures=True, began=None, processes=1):
+        self.out, self.pictures, self.processes = out, pictures, processes
+        self.began = time.perf_counter() if began is None else began
+        self.path, self.checkpoint, self.ended = resume and Path(resume), None, False
         if resume is None:
             return
         if not os.path.exists(self.path / "last.pt"):
@@ -41,6 +45,9 @@ class RunFolder:
         if (expected := self.checkpoint.processes) != processes:
             found = f"found {processes}, expected {expected} as in the run"
             raise SettingError(f"processes: {found}; resume it with {how_to_resume(resume, expected)}")
+        with contextlib.suppress(OSError):
+            last = (self.path / "log.txt").read_bytes().splitlines()[-1:]
+            self.ended = last != [] and last[0].startswith(LAST_LINE.encode())
 
     def share(self, settings, dataset, loader, net):
         """The loader and the model of this process: both as they are, unless parallel.ParallelRun takes this place."""
@@ -109,13 +116,16 @@ class RunFolder:
         else:
             held = f", {len(data.holdout.labels)} held-out" if data.holdout else ""
             several = f"{self.processes} processes, each " if self.processes > 1 else ""
-            machine = f"{several}{settings.device}, {settings.threads} CPU threads"
+            machine = f"{several}{settings.device}, {settings.threads} CPU thread{'s' * (settings.threads > 1)}"
             self.log(f"Run: {self.path}, seed {settings.seed}")
             self.log(f"Recipe: {settings.description}")
             images = f"{len(data.train.labels)} training{held} and {len(data.test.labels)} test images"
             self.log(f"Data: {data.name}, {images}")
             self.log(f"Model: {count_parameters(self.parts[0])} parameters")
             self.log(f"Device: {machine}, torch {torch.__version__}, {settings.precision}")
+            if settings.threads < (allowed := allowed_cpus()):
+                why = "those that were idle, or as --threads says"
+                self.log(f"Threads: {settings.threads} of {allowed}, {why}; the digits of a run depend on their number")
         if self.checkpoint:
             self.log(f"Resumed after epoch {len(epochs)}, torch {torch.__version__}")
 
@@ -151,14 +161,15 @@ class RunFolder:
             self.draw(logits)
         self.write_metrics()
         memory = f", peak memory {history.peak_memory_mb} MB" if history.peak_memory_mb else ""
-        self.log(f"Training time: {history.train_seconds:.1f} s, in total {history.total_seconds:.1f} s{memory}")
+        self.log(f"{LAST_LINE} {history.train_seconds:.1f} s, in total {history.total_seconds:.1f} s{memory}")
 
     def draw(self, logits):
         from experiment import plots  # needed here alone
 
         for name, draw in zip(PICTURES, plots.PICTURES):
             try:
-                replace_file(self.path / name, plots.drawn(draw, self.metrics(), self.dataset, logits))
+                with busy("Drawing"):
+                    replace_file(self.path / name, plots.drawn(draw, self.metrics(), self.dataset, logits.cpu()))
             except Exception as error:  # a matplotlib failure must not fail a finished run
                 self.log(f"Warning: {name} could not be drawn ({type(error).__name__}: {error})")
 
@@ -171,8 +182,7 @@ class RunFolder:
         log = self.path / "log.txt"
         with writing(log, "make room"), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     def metrics(self):
         """The content of metrics.json."""
@@ -211,7 +221,7 @@ def how_to_resume(folder, processes):
     """The shell command that resumes the run in `folder`, with this interpreter and script."""
     launcher = [sys.orig_argv[0]] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
-    words = [*launcher, script, "--resume", str(folder)]
+    words = [*launcher, script, *(["--resume", str(folder)] if str(folder)[0] != "-" else [f"--resume={folder}"])]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 

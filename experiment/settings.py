@@ -130,7 +130,7 @@ class Settings(Checked):
     seed: int = setting("run", 0, Number(0, 2**63 - 1, int), "seed of weights, data order, augmentation and holdout")
 
     dataset: str = setting("data", "mnist", ("mnist", "digits"), "digits: 1,797 images, part of scikit-learn")
-    data_dir: str | None = setting("data", None, str, "MNIST's files (default: ./data, ../shared/mnist, download)")
+    data_dir: str | None = setting("data", None, str, "folder of MNIST or your own data (default: ./data, or download)")
     holdout: int | None = setting(
         "data", None, Number(1, 1_000_000, int), "training images that choose the epoch instead"
     )

@@ -57,15 +57,15 @@ def make_loader(split, recipe):
     return DataLoader(images, recipe.batch_size, shuffle=True)
 
 
-def train_one_epoch(model, loader, optimizer, scheduler, label_smoothing, device, epoch):
+def train_one_epoch(model, loader, optimizer, scheduler, recipe, device, epoch):
     """The loop of the published notebooks: every batch once, the scheduler stepped with each; returns the Meter."""
     model.train()
     meter = Meter((epoch - 1) * len(loader))
-    for images, labels in progress(loader, len(loader), f"Epoch {epoch}", meter):
+    for images, labels in progress(loader, recipe.epochs * len(loader), f"Epoch {epoch}", meter):
         images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
         logits = model(images)
-        F.cross_entropy(logits, labels, label_smoothing=label_smoothing).backward()
+        F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing).backward()
         losses, lr = F.cross_entropy(logits.detach(), labels, reduction="none"), scheduler.get_last_lr()[0]
         meter.add(lr, losses, logits.detach(), labels)
         optimizer.step()
@@ -105,7 +105,7 @@ def main(argv=None):
     history = History("test")
     for epoch in range(1, recipe.epochs + 1):
         began = synchronized_time(device)
-        meter = train_one_epoch(model, loader, optimizer, scheduler, recipe.label_smoothing, device, epoch)
+        meter = train_one_epoch(model, loader, optimizer, scheduler, recipe, device, epoch)
         training, seconds = meter.score, synchronized_time(device) - began
         history.add(training, evaluate(model, dataset.test, device), meter.lr, meter.curve, seconds)
         history.total_seconds, history.peak_memory_mb = time.perf_counter() - start, peak_memory_mb()

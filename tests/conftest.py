@@ -56,6 +56,12 @@ def one_thread():
     torch.set_num_threads(1)  # whatever the test has set
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Runs on few images take no more steps than on many."""
+    monkeypatch.setattr(train.TrainLoader, "FEWEST", 0)
+
+
 def missing(reason):
     """Skip a test for `reason`; fail it where CI is set, as nothing may be missing there."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)

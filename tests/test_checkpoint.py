@@ -66,7 +66,7 @@ def test_evaluate_gives_the_logged_figures_and_writes_nothing(whole_run, capsys)
     before, path = state(), whole_run / "last.pt"
     assert run("--evaluate", path, "--device", "auto", "--precision", "fp32", "--epochs", 8) == 0
     output, metrics = capsys.readouterr().out, read_metrics(whole_run)
-    assert f"Checkpoint: {path}, epoch 8 of a run on digits\n" in output
+    assert f"Net: {path}, epoch 8 of a run on digits\n" in output
     assert re.search(r"^Test set: .*\n", output, re.M)[0] in (whole_run / "log.txt").read_text()
     classes = re.findall(r"^Class (\d): (\d+)/(\d+) \((\d+\.\d\d)%\)$", output, re.M)
     assert [label for label, *_ in classes] == list("0123456789")

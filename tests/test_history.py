@@ -48,8 +48,9 @@ def test_a_run_is_over_after_all_epochs_or_at_its_target_and_100_stops_none(targ
 )
 def test_the_closing_lines_tell_best_final_target_and_test(correct, target, last):
     history = history_of(*correct, split="holdout")
-    lines = [f"Best holdout accuracy: 90.00% (epoch {min(2, len(correct))})"]
-    lines += [f"Final holdout accuracy: {correct[-1] / 2:.2f}% (epoch {len(correct)})", *[last] * (last is not None)]
+    lines = ["Best holdout accuracy: 90.00% (epoch 2)", "Final holdout accuracy: 85.00% (epoch 4)"]
+    lines = lines if len(correct) > 1 else ["Best and final holdout accuracy: 90.00% (epoch 1)"]
+    lines += [last] * (last is not None)
     assert list(history.summary(target)) == lines
     history.test = Score(0.25, 364, 400)
     assert list(history.summary(target)) == [*lines, history.test.line("test")]

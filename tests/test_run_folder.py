@@ -18,7 +18,7 @@ from experiment.checkpoint import Checkpoint
 from experiment.datasets import FILES as MNIST_FILES
 from experiment.errors import CheckpointError, DataError, FileError
 from experiment.files import lock
-from experiment.run_folder import FILES, PICTURES, RunFolder, create_folder
+from experiment.run_folder import FILES, RunFolder, create_folder
 from experiment.settings import Recipe, Settings
 
 SETTINGS = Settings(Recipe(widths=(4,) * 5, epochs=2, batch_size=479), dataset="digits", device="cpu", target=None)
@@ -140,17 +140,34 @@ def test_time_and_memory_of_a_run_are_those_of_all_its_processes(tmp_path, monke
     assert 0 < seconds[0] < seconds[1] < seconds[2] and peaks == [500, 900, 900]
 
 
-def test_a_finished_run_is_resumed_without_training_on_its_own_number_of_threads(whole_run, tmp_path):
-    """Their number decides how sums are rounded."""
+def test_a_finished_run_says_so_and_keeps_what_it_has(whole_run, tmp_path, capsys):
     folder = shutil.copytree(whole_run, tmp_path / "run")
-    for name in PICTURES:
-        (folder / name).unlink()
-    torch.set_num_threads(2)
-    assert run(*RUN, "--resume", folder, on_epoch=pytest.fail, plots=True) == 0  # its own flags are welcome
-    assert torch.get_num_threads() == 1
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for target in ([], ["--target", "none"]):
+        assert run("--resume", folder, *target, on_epoch=pytest.fail) == 0
+        assert capsys.readouterr().out == f"{folder} is finished\n"
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_that_stopped_at_its_target_goes_on_to_the_bits_of_one_that_did_not(whole_run, tmp_path, capsys):
+    folder, argv = tmp_path / "run", ["--target", read_metrics(whole_run)["epochs"][0]["test_accuracy"]]
+    assert run(*RUN, *argv, "--out", folder) == 0 and len(read_metrics(folder)["epochs"]) < 8
+    capsys.readouterr()
+    assert run("--resume", folder, on_epoch=pytest.fail) == 0
+    assert capsys.readouterr().out == f"{folder} is finished; to train its other epochs too: --target none\n"
+    torch.set_num_threads(2)  # it goes on with its own number, which decides how sums are rounded
+    assert run("--resume", folder, "--target", "none") == 0 and torch.get_num_threads() == 1
     assert same(without_times(folder), without_times(whole_run))
-    for name in PICTURES:
-        assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
+
+
+def test_a_run_that_was_killed_before_its_closing_lines_gets_them(whole_run, tmp_path):
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    lines = (folder / "log.txt").read_text().splitlines(keepends=True)
+    (folder / "log.txt").write_text("".join(lines[:-1]))
+    (folder / "curves.png").unlink()
+    assert run("--resume", folder, on_epoch=pytest.fail, plots=True) == 0
+    assert same(without_times(folder), without_times(whole_run))
+    assert (folder / "curves.png").read_bytes() == (whole_run / "curves.png").read_bytes()
 
 
 def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path, capsys):
