@@ -123,7 +123,7 @@ function paint(context, image, color = [255, 255, 255]) {
 function clear() {
   mistake = null;
   board.clearRect(0, 0, board.canvas.width, board.canvas.height);
-  say(HINT);
+  answer();
 }
 
 function draw(event) {
@@ -147,6 +147,8 @@ function answer() {
   answered = answered.then(nextFrame).then(async () => {
     due = false;
     const image = mistake ? bytes(mistake.pixels) : centerDigit(ink(), board.canvas.width);
+    if (image) say(mistake ? `A test image, labelled ${mistake.label}.` : "");
+    else say(HINT);
     show(image, image && logits && softmax(await logits(image)));
   });
 }
@@ -162,7 +164,7 @@ function show(image, probabilities) {
   });
   const [guess, certainty] = element("verdict").children;
   guess.textContent = best ?? "";
-  certainty.textContent = best === null ? "nothing drawn yet" : percent(best);
+  certainty.textContent = percent(best);
 }
 
 function say(text) {
@@ -177,8 +179,6 @@ function showMistake(chosen) {
   const small = document.createElement("canvas").getContext("2d");
   paint(small, bytes(chosen.pixels), INK);
   board.drawImage(small.canvas, 0, 0, SIDE, SIDE, 0, 0, board.canvas.width, board.canvas.height);
-  say(`An image of MNIST's test set, labelled ${chosen.label}.`);
-  answer();
 }
 
 function build() {
@@ -211,8 +211,5 @@ board.canvas.addEventListener("pointerdown", (event) => {
 });
 board.canvas.addEventListener("pointermove", (event) => event.isPrimary && last && draw(event));
 board.canvas.addEventListener("lostpointercapture", () => (last = null));
-element("clear").addEventListener("click", () => {
-  clear();
-  answer();
-});
+element("clear").addEventListener("click", clear);
 build();

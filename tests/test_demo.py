@@ -29,6 +29,8 @@ SITE = "https://demo.test/"
 RUNTIME, VERSION = re.search(r"(https://cdn\S+?@([\d.]+)/)", (DEMO / "index.html").read_text()).groups()
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+BOXES = """[...document.querySelectorAll("body *:not(#status, #verdict *)")].map((element) =>
+    JSON.stringify([element.localName, element.id, element.getBoundingClientRect()]))"""
 
 
 def arc(x, y, width, height, start, end):
@@ -155,8 +157,9 @@ def test_a_drawn_digit_is_read_and_centred_as_a_picture_is(page, digit):
 
 def test_an_empty_board_has_no_answer(page):
     assert guess(page) == "" and ink_of(page, "view").max() == 0
+    empty = page.evaluate(BOXES)
     draw(page, [[(0.5, 0.5)]])
-    assert guess(page) != "" and ink_of(page, "view").max() > 200
+    assert guess(page) != "" and page.evaluate(BOXES) == empty and ink_of(page, "view").max() > 200
     page.click("#clear")
     assert guess(page) == "" and ink_of(page, "view").max() == 0
 
@@ -195,10 +198,11 @@ def test_its_mistakes_can_be_shown_and_drawing_goes_on_after_them(page):
 
 
 def test_a_phone(open_page):
-    """Fingers draw and do not scroll; nothing is wider than the screen, and the answer stands below the drawing."""
+    """Fingers draw and nothing moves; nothing is wider than the screen, and the answer stands below the drawing."""
     page = open_page(f"{SITE}index.html", **PHONE)
+    empty = page.evaluate(BOXES)
     touch(page, DIGITS[7])
-    assert guess(page) == "7"
+    assert guess(page) == "7" and page.evaluate(BOXES) == empty
     assert page.evaluate("[scrollX, scrollY, document.documentElement.scrollWidth]") == [0, 0, 375]
     bars = page.locator("#bars").bounding_box()
     assert bars["y"] + bars["height"] <= PHONE["viewport"]["height"]
