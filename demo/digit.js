@@ -163,8 +163,10 @@ function show(image, probabilities) {
     bar.querySelector("small").textContent = percent(digit);
   });
   const [guess, certainty] = element("verdict").children;
+  const unsure = best !== null && probabilities[best] < MODEL.unsure;
+  element("answer").classList.toggle("unsure", unsure);
   guess.textContent = best ?? "";
-  certainty.textContent = percent(best);
+  certainty.textContent = percent(best) + (unsure ? "\nunsure" : "");
 }
 
 function say(text) {

@@ -21,6 +21,7 @@ from PIL import Image
 
 from experiment.checkpoint import WEIGHTS, load_net
 from photo import center_digit
+from predict import UNSURE
 from study import export
 from train import predict
 
@@ -133,6 +134,11 @@ def guess(page):
     return page.locator("#verdict b").text_content()
 
 
+def probabilities(page):
+    heights = page.evaluate("[...document.querySelectorAll('#bars i')].map((bar) => bar.parentNode.style.cssText)")
+    return [float(height.removeprefix("--p:").rstrip(";")) for height in heights]
+
+
 def ink_of(page, canvas):
     """The opacity of a canvas element's pixels, uint8 (H, W)."""
     png = page.evaluate(f"element('{canvas}').toDataURL().split(',')[1]")
@@ -150,9 +156,14 @@ def test_a_drawn_digit_is_read_and_centred_as_a_picture_is(page, digit):
         with torch.inference_mode():
             logits = load_net(WEIGHTS / "best.pth")(torch.from_numpy(expected)[None, None])
         assert answer == str(logits.argmax().item()) and (scale < 1 or answer == str(digit))
-        heights = page.evaluate("[...document.querySelectorAll('#bars i')].map((bar) => bar.parentNode.style.cssText)")
-        probabilities = [float(height.removeprefix("--p:").rstrip(";")) for height in heights]
-        assert sum(probabilities) == pytest.approx(1) and str(np.argmax(probabilities)) == answer
+        assert sum(probabilities(page)) == pytest.approx(1) and str(np.argmax(probabilities(page))) == answer
+        assert scale < 1 or page.text_content("#verdict") == f"{digit}{max(probabilities(page)):.0%}"
+
+
+def test_an_answer_below_the_threshold_of_predict_py_is_unsure(page):
+    draw(page, [[(0.7, 0.15), (0.3, 0.15), (0.3, 0.85), (0.7, 0.85)], [(0.3, 0.5), (0.6, 0.5)]])  # an E
+    assert guess(page) and UNSURE - 0.1 < max(probabilities(page)) < UNSURE
+    assert page.text_content("#verdict span").endswith("%\nunsure")
 
 
 def test_an_empty_board_has_no_answer(page):
