@@ -5,6 +5,7 @@ const SIDE = 28; // of MNIST's images
 const PEN = 44; // of the board's 560 pixels: about 2 of 20 in a digit that nearly fills it
 const INK = [29, 29, 32];
 const HINT = "Use a mouse, a pen or a finger.";
+const SMALL = "Too small to read. Please draw larger.";
 const WASM = ["ort-wasm-simd-threaded.wasm", "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM"];
 
 const element = (id) => document.getElementById(id);
@@ -68,7 +69,7 @@ function ink() {
 
 /**
  * Ink, uint8 (side * side), as photo.py's center_digit prepares it: its box scaled to 20 pixels, its centre of mass
- * in the middle of an image, uint8 (28 * 28); null without ink.
+ * in the middle of an image, uint8 (28 * 28); null if it is smaller than predict.py's smallest digit.
  */
 function centerDigit(ink, side) {
   let [top, bottom, left, right] = [side, -1, side, -1];
@@ -80,7 +81,8 @@ function centerDigit(ink, side) {
     left = Math.min(left, x);
     right = Math.max(right, x);
   }
-  if (bottom < 0) return null;
+  const path = Math.max(bottom - top, right - left) + 1 - PEN; // a tap leaves as much ink as the pen is wide
+  if (path < MODEL.smallest * side) return null;
   const box = [];
   for (let y = top; y <= bottom; y++) box.push(ink.subarray(y * side + left, y * side + right + 1));
   const longer = Math.max(box.length, box[0].length);
@@ -146,9 +148,10 @@ function answer() {
   due = true;
   answered = answered.then(nextFrame).then(async () => {
     due = false;
-    const image = mistake ? bytes(mistake.pixels) : centerDigit(ink(), board.canvas.width);
+    const drawn = ink();
+    const image = mistake ? bytes(mistake.pixels) : centerDigit(drawn, board.canvas.width);
     if (image) say(mistake ? `A test image, labelled ${mistake.label}.` : "");
-    else say(HINT);
+    else if (!last) say(drawn.some(Boolean) ? SMALL : HINT); // while the pen draws, it may yet become a digit
     show(image, image && logits && softmax(await logits(image)));
   });
 }
@@ -213,5 +216,6 @@ board.canvas.addEventListener("pointerdown", (event) => {
 });
 board.canvas.addEventListener("pointermove", (event) => event.isPrimary && last && draw(event));
 board.canvas.addEventListener("lostpointercapture", () => (last = null));
+board.canvas.addEventListener("lostpointercapture", answer);
 element("clear").addEventListener("click", clear);
 build();

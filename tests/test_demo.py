@@ -20,7 +20,7 @@ from conftest import ROOT, missing, optional
 from PIL import Image
 
 from experiment.checkpoint import WEIGHTS, load_net
-from photo import center_digit
+from photo import SMALLEST, center_digit
 from predict import UNSURE
 from study import export
 from train import predict
@@ -166,13 +166,15 @@ def test_an_answer_below_the_threshold_of_predict_py_is_unsure(page):
     assert page.text_content("#verdict span").endswith("%\nunsure")
 
 
-def test_an_empty_board_has_no_answer(page):
-    assert guess(page) == "" and ink_of(page, "view").max() == 0
+@pytest.mark.parametrize("strokes, message", [([], "mouse"), ([0], "larger"), ([0.8], "larger"), ([1.2], "")])
+def test_an_empty_board_or_too_little_ink_has_no_answer(page, strokes, message):
+    """Strokes in lengths of the smallest digit that predict.py reads."""
+    guess(page)
     empty = page.evaluate(BOXES)
-    draw(page, [[(0.5, 0.5)]])
-    assert guess(page) != "" and page.evaluate(BOXES) == empty and ink_of(page, "view").max() > 200
-    page.click("#clear")
-    assert guess(page) == "" and ink_of(page, "view").max() == 0
+    draw(page, [[(0.5, 0.5), (0.5, 0.5 + length * SMALLEST)] for length in strokes])
+    assert (guess(page) == "") == (ink_of(page, "view").max() == 0) == bool(message)
+    assert message in page.text_content("#status") and bool(message) == bool(page.text_content("#status"))
+    assert page.evaluate(BOXES) == empty
 
 
 def test_the_logits_of_test_images_are_those_of_pytorch(page, mnist_test):
