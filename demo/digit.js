@@ -48,8 +48,7 @@ function begin(loaded) {
 function fail(error) {
   console.error(error);
   element("status").classList.add("failed");
-  element("status").textContent =
-    "The network cannot run: ONNX Runtime did not load from cdn.jsdelivr.net. Go online and reload this page.";
+  element("status").textContent = "This page needs the internet: ONNX Runtime did not load from cdn.jsdelivr.net.";
 }
 
 function softmax(values) {

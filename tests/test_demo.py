@@ -63,7 +63,7 @@ def open_page():
         def serve(route):
             url = route.request.url
             folder, name = (package, url.removeprefix(RUNTIME)) if url.startswith(RUNTIME) else (DEMO, Path(url).name)
-            if not url.startswith((RUNTIME, SITE)):
+            if options.get("offline") or not url.startswith((RUNTIME, SITE)):
                 route.abort()
                 return
             content = bytearray(Path(folder, name).read_bytes())
@@ -222,12 +222,15 @@ def test_a_phone(open_page):
     assert page.problems == []
 
 
-@pytest.mark.parametrize("file", ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"])
-def test_a_runtime_that_is_not_the_pinned_one_does_not_run(open_page, file):
-    page = open_page((DEMO / "index.html").as_uri(), changed=file)
-    assert "ONNX Runtime did not load" in page.text_content("#status")
-    draw(page, DIGITS[1])
+@pytest.mark.parametrize(
+    "trouble", [{"offline": True}, {"changed": "ort.wasm.bundle.min.mjs"}, {"changed": "ort-wasm-simd-threaded.wasm"}]
+)
+def test_a_runtime_that_does_not_load_or_is_not_the_pinned_one_does_not_run(open_page, trouble):
+    page = open_page((DEMO / "index.html").as_uri(), **trouble)
+    draw(page, DIGITS[5])
     assert guess(page) == "" and ink_of(page, "view").max() > 200
+    assert "needs the internet: ONNX Runtime did not load" in page.text_content("#status")
+    assert page.text_content("#verdict") == ""
 
 
 def test_picture_for_the_readme(open_page, request, tmp_path):
