@@ -196,7 +196,7 @@ function build() {
   for (const chosen of MODEL.hardest) {
     const button = document.createElement("button");
     button.type = "button";
-    button.innerHTML = `<canvas width="${SIDE}" height="${SIDE}"></canvas>label ${chosen.label}`;
+    button.innerHTML = `<canvas width="28" height="28"></canvas>label ${chosen.label}<br>answer ${chosen.answer}`;
     paint(button.firstChild.getContext("2d"), bytes(chosen.pixels));
     button.addEventListener("click", () => showMistake(chosen));
     element("hardest").append(button);
