@@ -189,10 +189,8 @@ function build() {
   for (let digit = 0; digit < 10; digit++) {
     element("bars").insertAdjacentHTML("beforeend", `<li><small></small><i></i><b>${digit}</b></li>`);
   }
-  const right = (MODEL.images - MODEL.wrong).toLocaleString("en");
-  element("score").textContent =
-    `With ${MODEL.parameters.toLocaleString("en")} parameters it reads ${right} of MNIST's ` +
-    `${MODEL.images.toLocaleString("en")} test images right. These five it gets most wrong.`;
+  const counts = { parameters: MODEL.parameters, images: MODEL.images, right: MODEL.images - MODEL.wrong };
+  for (const id in counts) element(id).textContent = counts[id].toLocaleString("en");
   for (const chosen of MODEL.hardest) {
     const button = document.createElement("button");
     button.type = "button";
@@ -201,6 +199,8 @@ function build() {
     button.addEventListener("click", () => showMistake(chosen));
     element("hardest").append(button);
   }
+  const [, owner] = location.hostname.match(/^(.+)\.github\.io$/) ?? [];
+  if (owner) element("source").href = `https://github.com/${owner}/${location.pathname.split("/")[1]}`;
   show(null, null);
 }
 

@@ -26,7 +26,7 @@ from study import export
 from train import predict
 
 DEMO = ROOT / "demo"
-SITE = "https://demo.test/"
+SITE = "https://owner.github.io/mnist/"
 RUNTIME, VERSION = re.search(r"(https://cdn\S+?@([\d.]+)/)", (DEMO / "index.html").read_text()).groups()
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
@@ -220,6 +220,12 @@ def test_a_phone(open_page):
     bars = page.locator("#bars").bounding_box()
     assert bars["y"] + bars["height"] <= PHONE["viewport"]["height"]
     assert page.problems == []
+
+
+def test_it_says_what_it_is_and_links_to_its_repository(page, open_page):
+    assert f"network of {page.evaluate('MODEL.parameters'):,} parameters" in page.text_content("header")
+    assert page.get_attribute("#source", "href") == "../README.md"
+    assert open_page(SITE + "index.html").get_attribute("#source", "href") == "https://github.com/owner/mnist"
 
 
 @pytest.mark.parametrize(
