@@ -5,6 +5,7 @@ const SIDE = 28; // of MNIST's images
 const PEN = 44; // of the board's 560 pixels: about 2 of 20 in a digit that nearly fills it
 const INK = [29, 29, 32];
 const HINT = "Use a mouse, a pen or a finger.";
+const SMALL = "Too small to read. Please draw larger.";
 const WASM = ["ort-wasm-simd-threaded.wasm", "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM"];
 
 const element = (id) => document.getElementById(id);
@@ -47,8 +48,7 @@ function begin(loaded) {
 function fail(error) {
   console.error(error);
   element("status").classList.add("failed");
-  element("status").textContent =
-    "The network cannot run: ONNX Runtime did not load from cdn.jsdelivr.net. Go online and reload this page.";
+  element("status").textContent = "This page needs the internet: ONNX Runtime did not load from cdn.jsdelivr.net.";
 }
 
 function softmax(values) {
@@ -68,7 +68,7 @@ function ink() {
 
 /**
  * Ink, uint8 (side * side), as photo.py's center_digit prepares it: its box scaled to 20 pixels, its centre of mass
- * in the middle of an image, uint8 (28 * 28); null without ink.
+ * in the middle of an image, uint8 (28 * 28); null if it is smaller than predict.py's smallest digit.
  */
 function centerDigit(ink, side) {
   let [top, bottom, left, right] = [side, -1, side, -1];
@@ -80,7 +80,8 @@ function centerDigit(ink, side) {
     left = Math.min(left, x);
     right = Math.max(right, x);
   }
-  if (bottom < 0) return null;
+  const path = Math.max(bottom - top, right - left) + 1 - PEN; // a tap leaves as much ink as the pen is wide
+  if (path < MODEL.smallest * side) return null;
   const box = [];
   for (let y = top; y <= bottom; y++) box.push(ink.subarray(y * side + left, y * side + right + 1));
   const longer = Math.max(box.length, box[0].length);
@@ -123,7 +124,7 @@ function paint(context, image, color = [255, 255, 255]) {
 function clear() {
   mistake = null;
   board.clearRect(0, 0, board.canvas.width, board.canvas.height);
-  say(HINT);
+  answer();
 }
 
 function draw(event) {
@@ -146,7 +147,10 @@ function answer() {
   due = true;
   answered = answered.then(nextFrame).then(async () => {
     due = false;
-    const image = mistake ? bytes(mistake.pixels) : centerDigit(ink(), board.canvas.width);
+    const drawn = ink();
+    const image = mistake ? bytes(mistake.pixels) : centerDigit(drawn, board.canvas.width);
+    if (image) say(mistake ? `A test image, labelled ${mistake.label}.` : "");
+    else if (!last) say(drawn.some(Boolean) ? SMALL : HINT); // while the pen draws, it may yet become a digit
     show(image, image && logits && softmax(await logits(image)));
   });
 }
@@ -161,8 +165,10 @@ function show(image, probabilities) {
     bar.querySelector("small").textContent = percent(digit);
   });
   const [guess, certainty] = element("verdict").children;
+  const unsure = best !== null && probabilities[best] < MODEL.unsure;
+  element("answer").classList.toggle("unsure", unsure);
   guess.textContent = best ?? "";
-  certainty.textContent = best === null ? "nothing drawn yet" : percent(best);
+  certainty.textContent = percent(best) + (unsure ? "\nunsure" : "");
 }
 
 function say(text) {
@@ -177,26 +183,24 @@ function showMistake(chosen) {
   const small = document.createElement("canvas").getContext("2d");
   paint(small, bytes(chosen.pixels), INK);
   board.drawImage(small.canvas, 0, 0, SIDE, SIDE, 0, 0, board.canvas.width, board.canvas.height);
-  say(`An image of MNIST's test set, labelled ${chosen.label}.`);
-  answer();
 }
 
 function build() {
   for (let digit = 0; digit < 10; digit++) {
     element("bars").insertAdjacentHTML("beforeend", `<li><small></small><i></i><b>${digit}</b></li>`);
   }
-  const right = (MODEL.images - MODEL.wrong).toLocaleString("en");
-  element("score").textContent =
-    `With ${MODEL.parameters.toLocaleString("en")} parameters it reads ${right} of MNIST's ` +
-    `${MODEL.images.toLocaleString("en")} test images right. These five it gets most wrong.`;
+  const counts = { parameters: MODEL.parameters, images: MODEL.images, right: MODEL.images - MODEL.wrong };
+  for (const id in counts) element(id).textContent = counts[id].toLocaleString("en");
   for (const chosen of MODEL.hardest) {
     const button = document.createElement("button");
     button.type = "button";
-    button.innerHTML = `<canvas width="${SIDE}" height="${SIDE}"></canvas>label ${chosen.label}`;
+    button.innerHTML = `<canvas width="28" height="28"></canvas>label ${chosen.label}<br>answer ${chosen.answer}`;
     paint(button.firstChild.getContext("2d"), bytes(chosen.pixels));
     button.addEventListener("click", () => showMistake(chosen));
     element("hardest").append(button);
   }
+  const [, owner] = location.hostname.match(/^(.+)\.github\.io$/) ?? [];
+  if (owner) element("source").href = `https://github.com/${owner}/${location.pathname.split("/")[1]}`;
   show(null, null);
 }
 
@@ -211,8 +215,6 @@ board.canvas.addEventListener("pointerdown", (event) => {
 });
 board.canvas.addEventListener("pointermove", (event) => event.isPrimary && last && draw(event));
 board.canvas.addEventListener("lostpointercapture", () => (last = null));
-element("clear").addEventListener("click", () => {
-  clear();
-  answer();
-});
+board.canvas.addEventListener("lostpointercapture", answer);
+element("clear").addEventListener("click", clear);
 build();

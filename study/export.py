@@ -8,11 +8,11 @@
 The ONNX model takes images as they are, uint8 (N, 1, 28, 28) named "images", and returns "logits", float (N, 10).
 """
 
-import base64
 import hashlib
 import io
 import json
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from experiment.datasets import load_mnist
 from experiment.errors import CheckpointError, SettingError
 from experiment.files import replace_file, write_json
 from model import SIDE, count_parameters
+from photo import SMALLEST
+from predict import UNSURE
 from study.results import describe_machine
 from study.runs import ROOT
 from train import predict
@@ -51,16 +53,17 @@ def to_onnx(net):
 
 def for_page(net, test, logits):
     """What the page needs: the model and the five images of `test` that `logits` are most wrong on; bytes in base64."""
-    wrong = (logits.argmax(1) != test.labels).nonzero().flatten()
-    losses = F.cross_entropy(logits[wrong], test.labels[wrong], reduction="none")
-    images, labels = (part[wrong[losses.argsort(descending=True)[:5]]] for part in test)
-    pixels = [base64.b64encode(image).decode() for image in images.numpy()]
+    wrong = logits.argmax(1) != test.labels
+    hardest = (wrong * F.cross_entropy(logits, test.labels, reduction="none")).argsort(descending=True)[:5]
+    five = zip(test.labels[hardest].tolist(), logits[hardest].argmax(1).tolist(), test.images[hardest].numpy())
     return {
         "parameters": count_parameters(net),
         "images": len(test.labels),
-        "wrong": len(wrong),
-        "hardest": [{"label": label, "pixels": text} for label, text in zip(labels.tolist(), pixels)],
-        "onnx": base64.b64encode(to_onnx(net)).decode(),
+        "wrong": wrong.sum().item(),
+        "unsure": UNSURE,
+        "smallest": SMALLEST,
+        "hardest": [{"label": true, "answer": said, "pixels": b64encode(image).decode()} for true, said, image in five],
+        "onnx": b64encode(to_onnx(net)).decode(),
     }
 
 

@@ -20,15 +20,18 @@ from conftest import ROOT, missing, optional
 from PIL import Image
 
 from experiment.checkpoint import WEIGHTS, load_net
-from photo import center_digit
+from photo import SMALLEST, center_digit
+from predict import UNSURE
 from study import export
 from train import predict
 
 DEMO = ROOT / "demo"
-SITE = "https://demo.test/"
+SITE = "https://owner.github.io/mnist/"
 RUNTIME, VERSION = re.search(r"(https://cdn\S+?@([\d.]+)/)", (DEMO / "index.html").read_text()).groups()
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+BOXES = """[...document.querySelectorAll("body *:not(#status, #verdict *)")].map((element) =>
+    JSON.stringify([element.localName, element.id, element.getBoundingClientRect()]))"""
 
 
 def arc(x, y, width, height, start, end):
@@ -60,7 +63,7 @@ def open_page():
         def serve(route):
             url = route.request.url
             folder, name = (package, url.removeprefix(RUNTIME)) if url.startswith(RUNTIME) else (DEMO, Path(url).name)
-            if not url.startswith((RUNTIME, SITE)):
+            if options.get("offline") or not url.startswith((RUNTIME, SITE)):
                 route.abort()
                 return
             content = bytearray(Path(folder, name).read_bytes())
@@ -131,6 +134,11 @@ def guess(page):
     return page.locator("#verdict b").text_content()
 
 
+def probabilities(page):
+    heights = page.evaluate("[...document.querySelectorAll('#bars i')].map((bar) => bar.parentNode.style.cssText)")
+    return [float(height.removeprefix("--p:").rstrip(";")) for height in heights]
+
+
 def ink_of(page, canvas):
     """The opacity of a canvas element's pixels, uint8 (H, W)."""
     png = page.evaluate(f"element('{canvas}').toDataURL().split(',')[1]")
@@ -148,17 +156,25 @@ def test_a_drawn_digit_is_read_and_centred_as_a_picture_is(page, digit):
         with torch.inference_mode():
             logits = load_net(WEIGHTS / "best.pth")(torch.from_numpy(expected)[None, None])
         assert answer == str(logits.argmax().item()) and (scale < 1 or answer == str(digit))
-        heights = page.evaluate("[...document.querySelectorAll('#bars i')].map((bar) => bar.parentNode.style.cssText)")
-        probabilities = [float(height.removeprefix("--p:").rstrip(";")) for height in heights]
-        assert sum(probabilities) == pytest.approx(1) and str(np.argmax(probabilities)) == answer
+        assert sum(probabilities(page)) == pytest.approx(1) and str(np.argmax(probabilities(page))) == answer
+        assert scale < 1 or page.text_content("#verdict") == f"{digit}{max(probabilities(page)):.0%}"
 
 
-def test_an_empty_board_has_no_answer(page):
-    assert guess(page) == "" and ink_of(page, "view").max() == 0
-    draw(page, [[(0.5, 0.5)]])
-    assert guess(page) != "" and ink_of(page, "view").max() > 200
-    page.click("#clear")
-    assert guess(page) == "" and ink_of(page, "view").max() == 0
+def test_an_answer_below_the_threshold_of_predict_py_is_unsure(page):
+    draw(page, [[(0.7, 0.15), (0.3, 0.15), (0.3, 0.85), (0.7, 0.85)], [(0.3, 0.5), (0.6, 0.5)]])  # an E
+    assert guess(page) and UNSURE - 0.1 < max(probabilities(page)) < UNSURE
+    assert page.text_content("#verdict span").endswith("%\nunsure")
+
+
+@pytest.mark.parametrize("strokes, message", [([], "mouse"), ([0], "larger"), ([0.8], "larger"), ([1.2], "")])
+def test_an_empty_board_or_too_little_ink_has_no_answer(page, strokes, message):
+    """Strokes in lengths of the smallest digit that predict.py reads."""
+    guess(page)
+    empty = page.evaluate(BOXES)
+    draw(page, [[(0.5, 0.5), (0.5, 0.5 + length * SMALLEST)] for length in strokes])
+    assert (guess(page) == "") == (ink_of(page, "view").max() == 0) == bool(message)
+    assert message in page.text_content("#status") and bool(message) == bool(page.text_content("#status"))
+    assert page.evaluate(BOXES) == empty
 
 
 def test_the_logits_of_test_images_are_those_of_pytorch(page, mnist_test):
@@ -186,8 +202,8 @@ def test_its_mistakes_can_be_shown_and_drawing_goes_on_after_them(page):
     for i in range(5):
         buttons.nth(i).focus()
         page.keyboard.press("Enter")
-        answer, label = guess(page), re.search(r"\d", buttons.nth(i).text_content())[0]
-        assert answer and answer != label and f"labelled {label}" in page.text_content("#status")
+        label, answer = re.fullmatch(r"label (\d)answer (\d)", buttons.nth(i).text_content()).groups()
+        assert guess(page) == answer != label and f"labelled {label}" in page.text_content("#status")
         pixels = base64.b64decode(page.evaluate(f"MODEL.hardest[{i}].pixels"))
         assert ink_of(page, "view").tobytes() == pixels
     draw(page, DIGITS[1])
@@ -195,22 +211,32 @@ def test_its_mistakes_can_be_shown_and_drawing_goes_on_after_them(page):
 
 
 def test_a_phone(open_page):
-    """Fingers draw and do not scroll; nothing is wider than the screen, and the answer stands below the drawing."""
+    """Fingers draw and nothing moves; nothing is wider than the screen, and the answer stands below the drawing."""
     page = open_page(f"{SITE}index.html", **PHONE)
+    empty = page.evaluate(BOXES)
     touch(page, DIGITS[7])
-    assert guess(page) == "7"
+    assert guess(page) == "7" and page.evaluate(BOXES) == empty
     assert page.evaluate("[scrollX, scrollY, document.documentElement.scrollWidth]") == [0, 0, 375]
     bars = page.locator("#bars").bounding_box()
     assert bars["y"] + bars["height"] <= PHONE["viewport"]["height"]
     assert page.problems == []
 
 
-@pytest.mark.parametrize("file", ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"])
-def test_a_runtime_that_is_not_the_pinned_one_does_not_run(open_page, file):
-    page = open_page((DEMO / "index.html").as_uri(), changed=file)
-    assert "ONNX Runtime did not load" in page.text_content("#status")
-    draw(page, DIGITS[1])
+def test_it_says_what_it_is_and_links_to_its_repository(page, open_page):
+    assert f"network of {page.evaluate('MODEL.parameters'):,} parameters" in page.text_content("header")
+    assert page.get_attribute("#source", "href") == "../README.md"
+    assert open_page(SITE + "index.html").get_attribute("#source", "href") == "https://github.com/owner/mnist"
+
+
+@pytest.mark.parametrize(
+    "trouble", [{"offline": True}, {"changed": "ort.wasm.bundle.min.mjs"}, {"changed": "ort-wasm-simd-threaded.wasm"}]
+)
+def test_a_runtime_that_does_not_load_or_is_not_the_pinned_one_does_not_run(open_page, trouble):
+    page = open_page((DEMO / "index.html").as_uri(), **trouble)
+    draw(page, DIGITS[5])
     assert guess(page) == "" and ink_of(page, "view").max() > 200
+    assert "needs the internet: ONNX Runtime did not load" in page.text_content("#status")
+    assert page.text_content("#verdict") == ""
 
 
 def test_picture_for_the_readme(open_page, request, tmp_path):
