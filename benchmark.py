@@ -1,7 +1,7 @@
 """Train recipes many times with different seeds, each run in a separate process; report means, never the best run.
 
-    python benchmark.py default fast --runs 20 --seed 1000 --out results/ours.json
-    python benchmark.py net-11034 --runs 3 --out results/published.json       a published recipe
+    python benchmark.py default fast --runs 20 --seed 1000 --out runs/ours.json
+    python benchmark.py net-11034 --runs 3 --out runs/published.json       a published recipe
 
 A run is `python train.py --recipe NAME --seed S --target none --no-plots` or `python -m study.train_published
 NAME`. It is written to the file as soon as it is finished: the same command continues an interrupted benchmark, one
@@ -10,13 +10,12 @@ with other recipes adds these.
 
 import contextlib
 import json
-import queue
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from functools import partial
 from pathlib import Path
 
 import psutil
-import torch
 from tqdm import tqdm
 
 from experiment.cli import Parser, command, path, whole_number
@@ -27,7 +26,7 @@ from experiment.machine import set_up, usable_cpus
 from experiment.meter import on_terminal
 from experiment.settings import RECIPES, Settings
 from study.published import PUBLISHED
-from study.report import table
+from study.report import plain_table
 from study.results import add_run, describe_machine, read_results
 from study.runs import run_process
 
@@ -44,11 +43,8 @@ def new_result(name, dataset, threads):
     return {**result, **describe_machine(), "runs": []}
 
 
-def train_once(result, seed, data_dir=None, gpu=None):
-    """Train the recipe of `result` in a separate process: (content of its metrics.json, seconds from start to exit).
-
-    The process sees only the GPU with the number `gpu`, or all of them if that is None.
-    """
+def train_once(result, seed, data_dir=None):
+    """Train the recipe of `result` in a separate process: (content of its metrics.json, seconds from start to exit)."""
     name = result["recipe"]
     if name in RECIPES:
         argv = ["-m", "train", "--recipe", name, "--target", "none", "--no-plots", "--precision", result["precision"]]
@@ -56,9 +52,8 @@ def train_once(result, seed, data_dir=None, gpu=None):
         argv = ["-m", "study.train_published", name]
     argv += ["--seed", seed, "--device", result["device"], "--threads", result["threads"]]
     argv += ["--data-dir", data_dir] if data_dir else []
-    variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
     try:
-        return run_process(argv, **variables)
+        return run_process(argv)
     except ExperimentError as error:
         raise ExperimentError(f"{name}, seed {seed}: {error}") from error
 
@@ -82,26 +77,15 @@ def open_results(path, new, seeds, same=SAME):
 
 
 def side_by_side(function, tasks, jobs):
-    """Yield (task, function(*task, number of a free worker)) for all `tasks` as they finish, `jobs` at once."""
+    """Yield (task, function(*task)) for all `tasks` as they finish, `jobs` at once."""
     if jobs == 1:  # without a thread that starts the next run before this one is written
-        yield from ((task, function(*task, 0)) for task in tasks)
+        yield from ((task, function(*task)) for task in tasks)
         return
-    free = queue.SimpleQueue()
-    for number in range(jobs):
-        free.put(number)
-
-    def work(task):
-        number = free.get()
-        try:
-            return task, function(*task, number)
-        finally:
-            free.put(number)
-
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, task) for task in tasks]
+        futures = {pool.submit(function, *task): task for task in tasks}
         try:
             for future in as_completed(futures):
-                yield future.result()
+                yield futures[future], future.result()
         except BaseException:  # the runs in progress end too
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(future.done() for future in futures):  # one may be about to start
@@ -121,18 +105,13 @@ def run_benchmark(args, train=train_once):
     held = lock(out)
     try:
         threads = args.threads or max(1, usable_cpus() // args.jobs)
-        gpus = torch.cuda.device_count()
         new = [new_result(name, dataset, threads) for name in dict.fromkeys(args.recipes)]
         results = open_results(out, new, seeds, (*SAME, *(["threads"] if args.threads else [])))
         requested = [result for result in results if result["recipe"] in args.recipes]
-        missing = [(s, r) for s in seeds for r in requested if s not in {run["seed"] for run in r["runs"]}]
-
-        def work(seed, result, worker):
-            return train(result, seed, args.data_dir, worker % gpus if gpus > 1 else None)
-
-        finished = side_by_side(work, missing, args.jobs)
+        missing = [(r, s) for s in seeds for r in requested if s not in {run["seed"] for run in r["runs"]}]
+        finished = side_by_side(partial(train, data_dir=args.data_dir), missing, args.jobs)
         bar = tqdm(finished, total=len(missing), unit="run", disable=not on_terminal())
-        for (seed, result), (metrics, process_seconds) in bar:
+        for (result, seed), (metrics, process_seconds) in bar:
             for name in ("sha256", "threads", "precision"):
                 if metrics[name] != result[name]:
                     found = f"found {name} {metrics[name]}, expected {result[name]}"
@@ -144,7 +123,7 @@ def run_benchmark(args, train=train_once):
         raise
     finally:
         held.release()
-    print(table(results))
+    print(plain_table(results))
     if any(run.get("jobs", 1) > 1 for result in results for run in result["runs"]):
         print("Some runs were trained side by side: their times do not compare with those of other runs")
 
@@ -158,7 +137,7 @@ def main(argv=None, train=train_once):
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="JSON file to write, or to continue")
     parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
     parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="of each run, as for train.py")
-    about = "runs side by side, which share the free CPUs and have a GPU each if there are several (default: 1)"
+    about = "runs side by side, which share the free CPUs (default: 1)"
     parser.add_argument("--jobs", type=whole_number(1, 1024), default=1, metavar="N", help=about)
     args = parser.parse_args(argv)
     unknown = [name for name in args.recipes if name not in {**RECIPES, **PUBLISHED}]

@@ -75,10 +75,19 @@ def markdown(columns, rows):
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def table(results, columns=ACCURACY + TIMES):
+def table(results, columns):
     """A Markdown table of those `results` that have runs."""
     rows = [cells(result) for result in results if result["runs"]]
     return markdown(columns, ([row[column] for column in columns] for row in rows))
+
+
+def plain_table(results):
+    """A table of those `results` that have runs, for a terminal of 80 columns."""
+    columns = ("recipe", "parameters", "mean ± std (n)", "runs ≥ 99.4%", TIMES[1], TIMES[2])
+    rows = [[str(cells(result)[column]) for column in columns] for result in results if result["runs"]]
+    rows.insert(0, ["recipe", "parameters", "mean ± std (n)", "≥ 99.4%", "training s", "in all s"])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
 def read(path):
@@ -181,7 +190,7 @@ def main(argv=None):
     group.add_argument("--check", action="store_true", help="exit with an error if a document does not match the files")
     args = parser.parse_args(argv)
     if args.files:
-        print(tables(args.files, ACCURACY + TIMES))
+        print(plain_table([result for file in args.files for result in read_results(file)]))
         return
     for document in DOCUMENTS:
         text = filled(document)

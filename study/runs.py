@@ -15,10 +15,10 @@ from experiment.files import writing
 ROOT = Path(__file__).parents[1]
 
 
-def run_process(argv, **variables):
-    """Run `python ARGV --out FOLDER` with environment `variables`: (its metrics.json, seconds from start to exit)."""
+def run_process(argv):
+    """Run `python ARGV --out FOLDER`: (its metrics.json, seconds from start to exit)."""
     kept = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    environment = {**kept, "PYTHONIOENCODING": "utf-8", **variables}
+    environment = {**kept, "PYTHONIOENCODING": "utf-8"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     options |= {"encoding": "utf-8", "errors": "replace", "env": environment}

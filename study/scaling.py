@@ -9,9 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from experiment.cli import Parser, command, path, whole_number
-from experiment.datasets import FILES, load_mnist
+from experiment.datasets import load_mnist
 from experiment.files import write_json
+from model import SIDE
 from study.results import describe_machine
 from study.runs import ROOT, run_process
 
@@ -25,23 +28,18 @@ CASES = [  # what differs from BASE
 ]
 
 
-def repeat_images(folder, dataset, count):
-    """Write `dataset` to `folder` in MNIST's format, its training images repeated to `count`."""
-    folder.mkdir()
-    for names, split, n in ((FILES[:2], dataset.train, count), (FILES[2:], dataset.test, len(dataset.test.labels))):
-        for name, items in zip(names, (split.images.squeeze(1), split.labels.byte())):
-            shape = (n, *items.shape[1:])
-            with open(folder / name, "wb") as file:
-                file.write(bytes((0, 0, 8, len(shape))) + b"".join(size.to_bytes(4, "big") for size in shape))
-                for first in range(0, n, len(items)):
-                    file.write(items[: n - first].numpy())
+def repeat_images(file, dataset, count):
+    """Write `dataset` to `file` as mnist.npz has it, its training images repeated to `count`."""
+    train, test = ([tensor.numpy().astype(np.uint8) for tensor in split] for split in (dataset.train, dataset.test))
+    images = np.resize(train[0], (count, SIDE, SIDE))
+    np.savez(file, x_train=images, y_train=np.resize(train[1], count), x_test=test[0][:, 0], y_test=test[1])
 
 
 def measure(threads, processes, images, batch_size, widths, data_dir):
     """(seconds of the epoch, peak memory in MB of the first process) of one run."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
     argv = [*launcher, ROOT / "train.py", "--recipe", "one-epoch", "--target", "none", "--no-plots"]
-    argv += ["--data-dir", data_dir / str(images), "--threads", threads]
+    argv += ["--data-dir", data_dir / f"{images}.npz", "--threads", threads]
     argv += ["--batch-size", batch_size, "--widths", *widths]
     metrics, _ = run_process(argv)
     return metrics["train_seconds"], metrics["peak_memory_mb"]
@@ -56,7 +54,7 @@ def main(argv=None):
     dataset, cases = load_mnist(args.data_dir), [{"case": case, "seconds": [], "peak_memory_mb": []} for case in CASES]
     with tempfile.TemporaryDirectory() as folder:
         for count in {{**BASE, **case}["images"] for case in CASES}:
-            repeat_images(Path(folder, str(count)), dataset, count)
+            repeat_images(Path(folder, f"{count}.npz"), dataset, count)
         for case in cases * args.rounds:
             seconds, memory = measure(**{**BASE, **case["case"]}, data_dir=Path(folder))
             case["seconds"].append(seconds)

@@ -45,7 +45,7 @@ def test_markers_are_filled_and_a_second_time_changes_nothing(document, capsys):
     assert row + row + "<!-- end -->" in text and "net-9720" not in text  # it has no runs
     assert "| default | 8.0 (epoch 2) | 8.0 | 12.0 | 500 |\n<!-- end -->" in text
     assert "<!-- log: log.txt -->\n```\none\ntwo\n```\n<!-- end -->" in text
-    assert main([str(report.SESSION)]) == 0 and capsys.readouterr().out.count("\n") == 3  # only a table
+    assert main([str(report.SESSION)]) == 0 and capsys.readouterr().out.count("\n") == 2  # only a table
     report.SESSION = document.with_name("other.json")  # until monkeypatch restores it
     report.SESSION.write_text(json.dumps([{**result("default", 99.4), "config": {"lr": 1.0, "epochs": 6}}]))
     assert "| 3 of 6 | 8.0 (epochs 6) |\n" in filled(document)  # a setting of the session, changed since
