@@ -200,7 +200,7 @@ class RunFolder:
             "precision": settings.precision,
             "torch": str(torch.__version__),
             "config": settings.recipe.values,
-            "holdout": settings.holdout,
+            "holdout": settings.holdout if self.dataset.holdout else None,  # else they took the place of test images
             **self.history.metrics(settings.target),
         }
 
