@@ -40,10 +40,9 @@ class TrainLoader:
     """Shuffled batches of the images that an epoch trains on, selected by how hard they were (arXiv:1511.06343).
 
     The first epoch takes a fraction `first_share` of all images, at random; each later one a fraction `later_share`:
-    RANDOM_SHARE of these are drawn at random, so that no image is forgotten, and the rest are the hardest of those not
-    drawn. Shares of 1 select every image. If `epochs` of these are fewer than FEWEST images, all shares grow alike;
-    above 1, images repeat. An image's hardness is its loss when last trained on, divided by the mean loss of its batch;
-    0, the least, before. The loop must `record` the losses that it trains on, of every batch.
+    RANDOM_SHARE of these at random, so that no image is forgotten, and the hardest of the others. If `epochs` of these
+    have fewer than FEWEST images, all shares grow alike; above 1, images repeat. An image's hardness is its loss when
+    last trained on, divided by the mean loss of its batch; 0, the least, before: the loop must `record` every batch.
     """
 
     RANDOM_SHARE = 0.3
@@ -100,8 +99,7 @@ class RandomAffine:
     """
 
     def __init__(self, *, rotation, translate, scale, shear, margin=0):
-        self.rotation, self.translate, self.scale, self.shear = rotation, translate, scale, shear
-        self.margin = margin
+        self.rotation, self.translate, self.scale, self.shear, self.margin = rotation, translate, scale, shear, margin
 
     def __call__(self, images):
         uniform = torch.rand(5, len(images), device=images.device) * 2 - 1

@@ -79,19 +79,17 @@ def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
     """Train `model` on the batches that `loader` selects for `epoch`, counted from 1; returns the epoch's Meter."""
     recipe, all_steps = settings.recipe, loader.steps(settings.recipe.epochs)
     augment = RandomAffine(**recipe.augmentation)
-    augmented_steps = recipe.augment_until * all_steps  # later ones see plain images
     meter = Meter(loader.steps(epoch - 1))  # meter.step counts from the run's start
     model.train()
     for index, images, labels in progress(loader.batches(epoch), all_steps, f"Epoch {epoch}/{recipe.epochs}", meter):
-        if meter.step < augmented_steps:
+        if meter.step < recipe.augment_until * all_steps:  # later ones see plain images
             images = augment(images)
         logits = forward(model, images, settings.precision)
-        losses, smoothed_losses = cross_entropy(logits, labels, recipe.label_smoothing)
+        losses, smoothed_losses = cross_entropy(logits, labels, recipe.label_smoothing)  # logged, trained on
         optimizer.zero_grad()
         smoothed_losses.mean().backward()
         optimizer.step()
         loader.record(index, smoothed_losses.detach())  # by which later epochs select their images
-        # Log the plain losses, which compare with those of `score`.
         meter.add(scheduler.get_last_lr()[0], losses.detach(), logits.detach(), labels)
         scheduler.step()
     return meter
@@ -134,11 +132,8 @@ def make_optimizer(model, recipe):
 
 
 def make_scheduler(optimizer, recipe, steps):
-    """One cycle over all `steps` that a run may take: up from lr / 25 to lr, then down to almost zero.
-
-    See arXiv:1708.07120. A run too short for a warm-up of more than one step goes down only.
-    """
-    warmup = recipe.warmup if recipe.warmup * steps > 1 else 0.0  # OneCycleLR divides by zero if it is one step
+    """One cycle over all `steps` of a run: up from lr / 25 to lr, then down to almost zero (arXiv:1708.07120)."""
+    warmup = recipe.warmup if recipe.warmup * steps > 1 else 0.0  # OneCycleLR divides by zero if it is one step: none
     total_steps = max(2, steps)  # a cycle of a single step would be its end, where the rate is almost zero
     options = {"pct_start": warmup, "anneal_strategy": "linear", "cycle_momentum": False}
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps, **options)
@@ -155,8 +150,7 @@ def evaluate(source, given):
     settings, net = set_up(settings), load_net(file)
     dataset = load_data(settings, for_training=False).to(settings.device)
     labels = dataset.test.labels
-    print(f"Net: {file}, {about}")
-    print(f"Data: {dataset.name}, {len(labels)} test images")
+    print(f"Net: {file}, {about}\nData: {dataset.name}, {len(labels)} test images")
     net.to(settings.device, memory_format=torch.channels_last)
     logits = predict(net, dataset.test.images, settings.precision)
     print(score(logits, labels).line("test"))
@@ -175,8 +169,8 @@ def start(argv, on_epoch, make_run=RunFolder):
     if options.resume:
         settings = earlier_settings(run.checkpoint.settings, given, may_change={"data_dir", "target"})
         if run.ended and run.checkpoint.history.is_over(settings.recipe.epochs, settings.target):
-            early = len(run.checkpoint.history.epochs) < settings.recipe.epochs
-            print(f"{options.resume} is finished" + "; to train its other epochs too: --target none" * early)
+            epochs = f"{len(run.checkpoint.history.epochs)} of {settings.recipe.epochs} epochs"
+            print(f"{options.resume} is finished: {epochs}; --target none trains all")
             return
     else:
         settings = new_settings(given)

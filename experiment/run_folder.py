@@ -186,23 +186,13 @@ class RunFolder:
 
     def metrics(self):
         """The content of metrics.json."""
-        settings = self.settings
-        return {
-            "recipe": settings.recipe.name,
-            "dataset": self.dataset.name,
-            "sha256": self.dataset.sha256,
-            "seed": settings.seed,
-            "train_images": len(self.dataset.train.labels),
-            "params": count_parameters(self.parts[0]),
-            "device": settings.device,
-            "threads": settings.threads,
-            "processes": self.processes,
-            "precision": settings.precision,
-            "torch": str(torch.__version__),
-            "config": settings.recipe.values,
-            "holdout": settings.holdout if self.dataset.holdout else None,  # else they took the place of test images
-            **self.history.metrics(settings.target),
-        }
+        settings, data, recipe = self.settings, self.dataset, self.settings.recipe
+        facts = {"recipe": recipe.name, "config": recipe.values, "dataset": data.name, "sha256": data.sha256}
+        facts |= {name: getattr(settings, name) for name in ("seed", "device", "threads", "precision")}
+        facts |= {"train_images": len(data.train.labels), "params": count_parameters(self.parts[0])}
+        facts |= {"processes": self.processes, "torch": str(torch.__version__)}
+        held_out = settings.holdout if data.holdout else None  # they may have taken the place of test images
+        return {**facts, "holdout": held_out, **self.history.metrics(settings.target)}
 
     def write_metrics(self):
         history = self.history

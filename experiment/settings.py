@@ -68,9 +68,7 @@ class Recipe(Checked):
     margin: int = setting("model", 2, Number(0, 4, int), "pixels cropped from each side of every image")
 
     epochs: int = setting("training", 7, Number(1, 100_000, int), "epochs")
-    first_share: float = setting(
-        "training", 1.0, Number(0, 1, above=True), "share of the images that the first epoch takes"
-    )
+    first_share: float = setting("training", 1.0, Number(0, 1, above=True), "share of the images in the first epoch")
     later_share: float = setting("training", 0.15, Number(0, 1, above=True), "in each later one, mostly the hardest")
     batch_size: int = setting("training", 128, Number(1, 1_000_000, int), "images per step")
     lr: float = setting("training", 1.0, Number(0, 1000, above=True), "peak learning rate of the one cycle")
@@ -124,16 +122,12 @@ class Settings(Checked):
 
     recipe: Recipe = DEFAULT
 
-    target: float | None = setting(
-        "run", 99.4, Number(0, 100, above=True), "stop at this test accuracy; none: never", True
-    )
+    target: float | None = setting("run", 99.4, Number(0, 100, above=True), "stop at this accuracy; none: never", True)
     seed: int = setting("run", 0, Number(0, 2**63 - 1, int), "seed of weights, data order, augmentation and holdout")
 
     dataset: str = setting("data", "mnist", ("mnist", "digits"), "digits: 1,797 images, part of scikit-learn")
     data_dir: str | None = setting("data", None, str, "folder of MNIST or your own data (default: ./data, or download)")
-    holdout: int | None = setting(
-        "data", None, Number(1, 1_000_000, int), "training images that choose the epoch instead"
-    )
+    holdout: int | None = setting("data", None, Number(1, 1_000_000, int), "training images that choose the epoch")
 
     threads: int | None = setting("machine", None, Number(1, 1024, int), "CPU threads (default: as CPUs are free)")
     device: str = setting("machine", "auto", ("auto", "cpu", "cuda", "mps"), "where to train")

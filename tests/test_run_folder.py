@@ -145,7 +145,7 @@ def test_a_finished_run_says_so_and_keeps_what_it_has(whole_run, tmp_path, capsy
     before = {path: path.read_bytes() for path in folder.iterdir()}
     for target in ([], ["--target", "none"]):
         assert run("--resume", folder, *target, on_epoch=pytest.fail) == 0
-        assert capsys.readouterr().out == f"{folder} is finished\n"
+        assert capsys.readouterr().out == f"{folder} is finished: 8 of 8 epochs; --target none trains all\n"
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_stopped_at_its_target_goes_on_to_the_bits_of_one_that_did_no
     assert run(*RUN, *argv, "--out", folder) == 0 and len(read_metrics(folder)["epochs"]) < 8
     capsys.readouterr()
     assert run("--resume", folder, on_epoch=pytest.fail) == 0
-    assert capsys.readouterr().out == f"{folder} is finished; to train its other epochs too: --target none\n"
+    assert re.search(r" is finished: [1-7] of 8 epochs; --target none trains all$", capsys.readouterr().out)
     torch.set_num_threads(2)  # it goes on with its own number, which decides how sums are rounded
     assert run("--resume", folder, "--target", "none") == 0 and torch.get_num_threads() == 1
     assert same(without_times(folder), without_times(whole_run))
