@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import train
+from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
 from experiment.errors import DownloadError
 from experiment.settings import RECIPES
@@ -70,6 +71,18 @@ def test_the_default_recipe_reaches_99_4_percent_on_mnist(tmp_path, monkeypatch)
 # Details of the network
 
 
+def test_a_net_of_any_precision_takes_bytes_whatever_the_default_is_and_no_other_integers(request):
+    net, images = load_net("tiny"), torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8)
+    logits, atol = net(images), {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.2}
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    for dtype, default in itertools.product(atol, repeat=2):
+        torch.set_default_dtype(default)
+        torch.testing.assert_close(net.to(dtype)(images), logits.to(dtype), rtol=0, atol=atol[dtype])
+    for dtype in (torch.int64, torch.int32, torch.bool):
+        with pytest.raises(TypeError, match=f"found {dtype}, expected torch.uint8"):
+            net(images.to(dtype))
+
+
 def test_images_are_bytes_or_fractions_and_standardized(net):
     images = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8)
     net(images)  # in training mode: BatchNorm has seen images
@@ -101,9 +114,8 @@ def test_antialiased_pooling_is_the_mean_of_four_maxima():
         torch.testing.assert_close(pooled[:, :, y, x], torch.stack(maxima).mean(0))
 
 
-@pytest.mark.parametrize(("antialias", "expected"), [("none", []), ("second", [2]), ("both", [0, 2])])
-def test_a_setting_says_which_poolings_are_antialiased(antialias, expected):
-    blocks = Net(antialias=antialias).blocks
-    kinds = [{type(module) for module in block} for block in blocks]
-    assert [number for number, kind in enumerate(kinds) if nn.AvgPool2d in kind] == expected
-    assert [number for number, kind in enumerate(kinds) if nn.MaxPool2d in kind] == [0, 2]
+def test_a_setting_says_which_poolings_are_antialiased():
+    for antialias, expected in (("none", []), ("second", [2]), ("both", [0, 2])):
+        kinds = [{type(module) for module in block} for block in Net(antialias=antialias).blocks]
+        assert [number for number, kind in enumerate(kinds) if nn.AvgPool2d in kind] == expected
+        assert [number for number, kind in enumerate(kinds) if nn.MaxPool2d in kind] == [0, 2]

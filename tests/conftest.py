@@ -97,6 +97,7 @@ def mnist_dir(tmp_path):
     folder.mkdir()
     for images_name, labels_name, count in ((*FILES[:2], 70), (*FILES[2:], 30)):
         images = torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8)
+        images[:, [0, -1]] = images[:, :, [0, -1]] = 0  # a black rim, as MNIST's
         (folder / images_name).write_bytes(idx_bytes(images))
         (folder / labels_name).write_bytes(idx_bytes(torch.arange(count, dtype=torch.uint8) % 10))
     return folder

@@ -3,12 +3,14 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RunsCode, assert_refused, read_metrics, run, same
+from conftest import DIGITS, RunsCode, assert_refused, read_metrics, run, same
 
 from data import TrainLoader
 from experiment.checkpoint import FORMAT, WEIGHTS, Checkpoint, load_net
@@ -69,15 +71,24 @@ def test_evaluate_gives_the_logged_figures_and_writes_nothing(whole_run, capsys)
     assert f"Net: {path}, epoch 8 of a run on digits\n" in output
     assert re.search(r"^Test set: .*\n", output, re.M)[0] in (whole_run / "log.txt").read_text()
     classes = re.findall(r"^Class (\d): (\d+)/(\d+) \((\d+\.\d\d)%\)$", output, re.M)
-    assert [label for label, *_ in classes] == list("0123456789")
-    assert all(float(percent) == round(100 * int(hits) / int(count), 2) for _, hits, count, percent in classes)
-    assert sum(int(count) for _, _, count, _ in classes) == 360
-    assert 100 * sum(int(hits) for _, hits, _, _ in classes) / 360 == metrics["final_test_accuracy"]
+    labels, hits, counts, percents = ([*map(float, column)] for column in zip(*classes))
+    assert labels == [*range(10)] and percents == [round(100 * hit / count, 2) for hit, count in zip(hits, counts)]
+    assert sum(counts) == 360 and 100 * sum(hits) / 360 == metrics["final_test_accuracy"]
     assert_refused(capsys, ["--evaluate", path, "--margin", 3], "--margin 3: contradicts the run's --margin 2; drop it")
     assert state() == before
-    checkpoint, test = Checkpoint.load(whole_run / "best.pt"), load_digits_28x28().test
-    again = score(predict(checkpoint.net(), test.images, "fp32"), test.labels)
-    assert again.correct == checkpoint.history.final.evaluation.correct == checkpoint.history.best.evaluation.correct
+
+
+def test_evaluate_takes_what_is_here_or_published_weights(whole_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    best, tiny, test = whole_run / "best.pt", WEIGHTS / "tiny.pth", load_digits_28x28().test
+    Path("best").mkdir()
+    for file, here in ((best, "best"), (WEIGHTS / "best.pth", "default"), (WEIGHTS / "best.json", "default.json")):
+        shutil.copy(file, here)
+    files = {whole_run: best, best: best, tiny: tiny, "tiny": tiny, "best": "best/best.pt", "default": "default"}
+    for source, file in files.items():
+        assert run("--evaluate", source, *DIGITS) == 0
+        expected = score(predict(load_net(file), test.images, "fp32"), test.labels).line("test")
+        assert re.match(rf"Net: {file}, .*\n.*\n{re.escape(expected)}\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["default", "tiny", "best"])

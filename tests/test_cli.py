@@ -38,8 +38,9 @@ def given_by(argv):
         ("--out new --resume old", "--out cannot be combined with --resume or --evaluate"),
         ("--resume old --evaluate last.pt", "not allowed with argument --resume"),
         ("--resume none", "--resume none: no last.pt found"),
-        ("--evaluate none", "none cannot be loaded"),
-        ("--batch-size 1438 --out new", "--batch-size 1438"),
+        ("--evaluate none", "none cannot be loaded (No such file or directory); expected best, default, tiny, a run's"),
+        ("--batch-size 1238 --holdout 200 --out new", "--batch-size 1238: expected at most 1237, the number"),
+        ("--holdout 1428 --out new", "--holdout 1428: expected 10 to 1427"),
     ],
 )
 def test_bad_flags_are_refused_and_leave_no_file_behind(tmp_path, monkeypatch, capsys, argv, expected):

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from conftest import DIGITS, read_metrics, run, same
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine as affine_one_by_one
 
 from data import Dataset, RandomAffine, Split, TrainLoader, affine
 from experiment.settings import Recipe
 
+FEWEST = TrainLoader.FEWEST
 pytestmark = pytest.mark.usefixtures("few_steps")
 
 
@@ -62,15 +64,27 @@ def test_the_hardness_of_an_image_is_its_loss_over_the_mean_of_its_batch():
 
 
 @pytest.mark.parametrize(("first", "later"), [(1.0, 1.0), (0.8, 0.2), (1e-9, 1.0), (1.0, 1e-9), (0.11, 0.9)])
-def test_steps_counts_the_batches_and_no_epoch_is_empty(first, later):
-    loader, total = TrainLoader(*numbered(50), 9, first_share=first, later_share=later), 0
-    for epoch in (1, 2, 3):
-        assert loader.steps(epoch - 1) == total
-        batches = [index for index, _, _ in loader.batches(epoch)]
-        count = max(1, round(50 * (first if epoch == 1 else later)))
-        assert len(torch.cat(batches)) == len(torch.cat(batches).unique()) == count
-        total += len(batches)
-    assert loader.steps(3) == total
+@pytest.mark.parametrize("fewest", [0, 60, 1000])
+def test_a_run_takes_its_shares_or_in_their_proportion_the_fewest_images_evenly(monkeypatch, first, later, fewest):
+    shares, selected = (first, later, later), []
+    for least in (0, fewest):
+        monkeypatch.setattr(TrainLoader, "FEWEST", least)
+        torch.manual_seed(0)
+        loader = TrainLoader(*numbered(50), 9, 3, first, later)
+        loader.hardness = torch.rand(50)
+        selected.append([torch.cat(loader.indices(epoch)) for epoch in (1, 2, 3)])
+    assert same(*selected) == (fewest <= 50 * sum(shares)) and loader.steps(0) == 0
+    for epoch, (share, index) in enumerate(zip(shares, selected[1]), 1):
+        times = index.bincount(minlength=50)
+        assert times.sum() == max(1, round(max(50 * sum(shares), fewest) * share / sum(shares)))
+        assert times.max() - times.min() <= 1
+        assert loader.steps(epoch) == loader.steps(epoch - 1) + -(-len(index) // 9)
+
+
+def test_few_images_train_a_net_to_97_percent(monkeypatch, tmp_path):
+    monkeypatch.setattr(TrainLoader, "FEWEST", FEWEST)
+    assert run("--recipe", "fast", *DIGITS, "--target", "none", "--threads", 1, "--out", tmp_path) == 0
+    assert read_metrics(tmp_path)["final_test_accuracy"] >= 97
 
 
 def random_transforms(count):
@@ -136,8 +150,7 @@ def test_random_amounts_fill_the_ranges_of_their_settings_independently_of_each_
 
 def test_a_dataset_moves_with_all_its_splits_and_is_evaluated_on_held_out_images_if_there_are_any():
     train, test, holdout = (Split(*numbered(count)) for count in (30, 20, 10))
-    plain = Dataset("name", "sum", train, test)
-    held = plain._replace(holdout=holdout)
+    plain, held = (Dataset("name", "sum", train, test, held_out) for held_out in (None, holdout))
     assert plain.evaluation is test and held.evaluation is holdout
     for dataset in (plain, held):
         moved = dataset.to("meta")

@@ -1,34 +1,41 @@
-"""MNIST's files, found and read or refused; scikit-learn's digits; images held out."""
+"""Data in MNIST's and other formats, found and read or refused; scikit-learn's digits; images held out."""
 
 import gzip
+import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, assert_refused, same
+from conftest import SMALL, assert_refused, run, same
+from PIL import Image
 
 from data import Dataset, Split
 from experiment.datasets import FILES, hold_out, load_data, load_mnist
 from experiment.errors import DataError
 from experiment.settings import Recipe, Settings
+from photo import prepare
+from study.photographs import printed
 
 
 def load(folder, **options):
     return load_data(Settings(Recipe(batch_size=50), data_dir=str(folder), **options))
 
 
-@pytest.mark.parametrize(("place", "packed"), [("MNIST/raw", True), ("raw", False), (".", True)])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("place", ["MNIST/raw/{}.gz", "raw/{}", "{}.gz", "raw/emnist-digits-{}"])
 def test_files_are_found_and_read_as_torchvision_and_others_leave_them(mnist_dir, place, packed):
-    """Some programs unpack x.gz to a folder x."""
-    (mnist_dir / place).mkdir(parents=True, exist_ok=True)
-    contents = []
+    """Some programs unpack x.gz to a folder x, or to a file x.gz; EMNIST's images are transposed."""
+    (mnist_dir / place).parent.mkdir(parents=True, exist_ok=True)
+    contents, emnist = [], "emnist" in place
     for name in FILES:
         contents.append((mnist_dir / name).read_bytes())
-        file = (mnist_dir / name).rename(mnist_dir / place / (name + ".gz" * packed))
-        if packed:
-            file.write_bytes(gzip.compress(contents[-1]))
+        file = mnist_dir / place.format(name.replace("t10k", "test") if emnist else name)
+        (mnist_dir / name).rename(file)
+        file.write_bytes(gzip.compress(contents[-1]) if packed else contents[-1])
+        if file.suffix:
             file.with_suffix("").mkdir()
     dataset = load(mnist_dir)
-    items = [bytes(tensor.flatten().byte()) for tensor in (*dataset.train, *dataset.test)]
+    items = [bytes((t.mT if emnist and t.ndim > 1 else t).byte().flatten()) for t in (*dataset.train, *dataset.test)]
     assert items == [content[16 if "images" in name else 8 :] for name, content in zip(FILES, contents)]
     assert dataset.train.images.shape == (70, 1, 28, 28) and dataset.train.labels.dtype == torch.int64
 
@@ -66,10 +73,8 @@ def test_other_data_has_the_name_of_its_folder_and_a_check_sum_of_all_files(mnis
         assert load(".").name == "mnist"
     sums = {load(".").sha256}
     for name in FILES:
-        content = (mnist_dir / name).read_bytes()
-        (mnist_dir / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        (mnist_dir / name).write_bytes((mnist_dir / name).read_bytes()[:-1] + b"\1")
         sums.add(load(".").sha256)
-        (mnist_dir / name).write_bytes(content)
     assert len(sums) == 5 and load(".", holdout=20).sha256 in sums
 
 
@@ -100,16 +105,78 @@ def test_a_damaged_file_is_named_with_what_is_wrong(mnist_dir, tmp_path, capsys,
     assert not (tmp_path / "run").exists()
 
 
-def test_digits_are_real_digits_in_28x28():
-    digits = load_data(Settings(dataset="digits"))
-    assert digits.name == "digits" and digits.evaluation is digits.test
-    assert (len(digits.train.images), len(digits.test.images)) == (1437, 360)
-    for images, labels in (digits.train, digits.test):
-        assert images.shape == (len(labels), 1, 28, 28) and images.dtype == torch.uint8 and images.max() == 255
-        assert images.sum() == images[:, :, 4:24, 4:24].sum()  # as in MNIST nothing is at the border
-    means = torch.stack([digits.train.images[digits.train.labels == label].float().mean(0) for label in range(10)])
-    nearest = torch.cdist(digits.test.images.float().flatten(1), means.flatten(1)).argmin(1)
-    assert (nearest == digits.test.labels).float().mean() > 0.85  # the labels are those of the images
+@pytest.fixture
+def arrays(mnist_dir):
+    """The data in mnist_dir, by Keras's names."""
+    tensors = [tensor for split in load(mnist_dir)[2:4] for tensor in split]
+    return {name: tensor.squeeze().numpy() for name, tensor in zip(("x_train", "y_train", "x_test", "y_test"), tensors)}
+
+
+def write(kind, folder, images, labels):
+    """`folder`, with images and labels as train.csv, or as pictures by class, every second one black on white."""
+    folder.mkdir(parents=True)
+    if kind == "csv":
+        np.savetxt(folder / "train.csv", np.c_[labels, images.reshape(-1, 784)], "%d", ",", header="label", comments="")
+    for i, (image, label) in enumerate(zip(images, labels) if kind == "pictures" else ()):
+        (folder / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(255 - image if i % 2 else image).save(folder / str(label) / f"{i:02}.png")
+    return folder
+
+
+def test_npz_csv_and_pictures_by_class_give_what_idx_files_give(mnist_dir, arrays, tmp_path):
+    expected, held = load(mnist_dir), load(mnist_dir, holdout=20)
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    assert same(load(tmp_path)[1:], expected[1:])
+    file = write("csv", tmp_path / "csv", arrays["x_train"], arrays["y_train"]) / "train.csv"
+    assert same(load(file, holdout=20)[2:], (held.train, held.holdout, None))  # which are its test images
+    for part in ("train", "test"):
+        write("pictures", tmp_path / part, arrays[f"x_{part}"], arrays[f"y_{part}"])
+    (tmp_path / "mnist.npz").unlink()
+    for found, (images, labels) in zip(load(tmp_path)[2:4], expected[2:4]):
+        order = labels.argsort(stable=True)
+        assert same(found, Split(images[order], labels[order]))
+    printed("9", "DejaVuSans", 80).save(tmp_path / "test" / "9" / "large.png")
+    np.testing.assert_array_equal(load(tmp_path).test.images[-1, 0], prepare(tmp_path / "test" / "9" / "large.png"))
+    (tmp_path / "test" / "9").rename(tmp_path / "test" / "10")
+    with pytest.raises(DataError, match=f"{tmp_path / 'test'}: found .*, expected whole numbers from 0 to 9"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "pictures"])
+def test_where_there_are_no_test_images_held_out_ones_take_their_place(kind, arrays, tmp_path, few_steps, capsys):
+    folder = write(kind, tmp_path / "data", arrays["x_train"], arrays["y_train"])
+    argv = [*SMALL, "--data-dir", folder, "--batch-size", 25, "--epochs", 2]
+    assert_refused(capsys, argv, "has no labelled test images; hold some out: --holdout 14")
+    assert run(*argv, "--holdout", 20, "--out", tmp_path) == run("--evaluate", tmp_path / "last.pt") == 0
+    *_, last, evaluated = re.findall(r"^Test set: .*", output := capsys.readouterr().out, re.M)
+    assert "50 training and 20 test images\n" in output and evaluated == last
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "expected"),
+    [
+        ("y_test", None, "mnist.npz cannot be read ('y_test … expected x_train, y_train, x_test, y_test"),
+        ("x_train", lambda x: x / 255, "mnist.npz: found images float64 (70, 28, 28) … expected whole numbers from 0"),
+        ("x_test", lambda x: x + np.int64(1), "mnist.npz: found images int64 (30, 28, 28) … expected whole numbers"),
+        ("x_test", lambda x: x[:, 1:], "mnist.npz: found images uint8 (30, 27, 28) … expected (N, 28, 28) and (N,)"),
+        ("y_train", lambda y: y - 1, "mnist.npz: found … labels int64 (70,), expected whole numbers from 0 to 9"),
+        ("x_train", lambda x: x // 128, "mnist.npz: no pixel exceeds 1; expected … multiply by 255"),
+        ("train.csv", f"label\n7,256{',0' * 783}", "train.csv cannot be read ( … '256' … expected a header, then rows"),
+        ("train.csv", f"label\n7,x{',0' * 783}", "train.csv cannot be read ( … 'x' … expected a header, then rows of"),
+        ("train/a/x.png", "", "train: invalid literal for int() … 'a'; expected folders 0 to 9 with pictures"),
+        ("train/00/x.txt", "", "train: Found no valid file for the classes 00 … expected folders 0 to 9 with pictures"),
+        ("train/3/x.png", "seven", "train/3/x.png cannot be read (Pillow knows no such format); expected a picture"),
+    ],
+)
+def test_damage_in_other_formats_is_named_with_what_was_expected(arrays, tmp_path, capsys, name, damage, expected):
+    if name in arrays:
+        array = arrays.pop(name)
+        np.savez(tmp_path / "mnist.npz", **arrays, **({name: damage(array)} if damage else {}))
+    for file in ("train/3/x.png", name) if isinstance(damage, str) else ():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(damage)
+    expected, code = f"{tmp_path.name}/{expected}".split(" … "), 1 if "Pillow" in expected else 2
+    assert_refused(capsys, ["--data-dir", tmp_path], *expected, code=code)
 
 
 def numbers(labels):
@@ -128,7 +195,7 @@ def test_held_out_images_are_a_stratified_partition_fixed_by_the_seed():
     assert first.test is dataset.test and first.evaluation is first.holdout
 
 
-def test_both_parts_have_every_class_or_the_error_names_the_numbers_that_work(tmp_path, monkeypatch, capsys):
+def test_both_parts_have_every_class_or_the_error_names_the_numbers_that_work():
     dataset = numbers(torch.tensor([2, 0, 1, 2, 0, 1, 2]))
     for count in (3, 4):
         parts = hold_out(dataset, count, seed=0)
@@ -136,8 +203,3 @@ def test_both_parts_have_every_class_or_the_error_names_the_numbers_that_work(tm
     for count in (0, 2, 5, 6, 7):
         with pytest.raises(DataError, match=f"^--holdout {count}: expected 3 to 4 of the 7 training images"):
             hold_out(dataset, count, seed=0)
-    monkeypatch.chdir(tmp_path)
-    refused = "--batch-size 1238: expected at most 1237, the number of training images"
-    assert_refused(capsys, [*DIGITS, "--batch-size", "1238", "--holdout", "200"], refused)
-    assert_refused(capsys, [*DIGITS, "--holdout", "1428"], "--holdout 1428: expected 10 to 1427")
-    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from conftest import assert_one_line
 from PIL import Image
 
 import predict
-from experiment.checkpoint import load_net
+from experiment.checkpoint import WEIGHTS, load_net
 from experiment.errors import CheckpointError
 from photo import ImageError, prepare
 from study.photographs import beside, printed
@@ -31,7 +31,6 @@ def test_each_picture_without_an_answer_is_one_line_and_the_others_are_answered(
 ):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     two = beside(*mnist_test.images[:2, 0].numpy(), np.random.default_rng(0))
-    Image.open(seven).save(tmp_path / "7.jpg")
     bad = {
         "blank.png": (Image.new("RGB", (300, 200), "white"), "no digit found"),
         "pixel.png": (Image.new("L", (1, 1)), "no digit found"),
@@ -42,7 +41,6 @@ def test_each_picture_without_an_answer_is_one_line_and_the_others_are_answered(
         "empty": (b"", "the file is empty"),
         "heic": (b"\0\0\0\x18ftypheic" + bytes(99), "pip install pillow-heif"),
         "truncated.png": (seven.read_bytes()[:-200], "cannot be read"),
-        "truncated.jpg": ((tmp_path / "7.jpg").read_bytes()[:-500], "truncated"),
         "damaged.png": (seven.read_bytes().replace(b"IDAT", b"IDXT"), "cannot be read"),
         "30000.pgm": (b"P5 30000 30000 255\n", "900000000 pixels"),
         "10000.pgm": (b"P5 10000 10000 255\n", "100000000 pixels"),
@@ -61,10 +59,12 @@ def test_each_picture_without_an_answer_is_one_line_and_the_others_are_answered(
 
 
 def test_from_python_an_answer_is_that_of_the_net_and_an_error_names_the_picture(mnist_test):
-    image = mnist_test.images[0, 0].numpy()
-    row = predict.predict(image[None])  # by default with weights/best.pth
-    assert row.shape == (1, 10) and row.sum().item() == pytest.approx(1) and row.argmax() == mnist_test.labels[0]
-    np.testing.assert_array_equal(row, predict.probabilities(load_net(predict.DEFAULT), [prepare(image)]))
+    images = mnist_test.images[:3, 0].numpy()
+    image, colour, rows = images[0], np.stack([images] * 3, -1), predict.predict(images)
+    assert rows.sum(1).tolist() == pytest.approx([1] * 3) and rows.argmax(1).equal(mnist_test.labels[:3])
+    np.testing.assert_array_equal(rows, predict.probabilities(load_net(WEIGHTS / "best.pth"), [*map(prepare, images)]))
+    for given in (image, image[..., None], colour[0], [image], colour, list(images)):
+        np.testing.assert_allclose(predict.predict(given), rows[: 3 if len(given) == 3 else 1], atol=1e-6)
     assert predict.predict([]).shape == (0, 10)
     with pytest.raises(ImageError, match="image 1: no digit found"):
         predict.predict([image, np.zeros_like(image)])
@@ -74,7 +74,7 @@ def test_from_python_an_answer_is_that_of_the_net_and_an_error_names_the_picture
             predict.predict([wrong])
 
 
-def test_json_and_a_picture_of_what_the_net_saw(seven, tmp_path, capsys):
+def test_json_and_a_new_picture_of_what_the_net_saw_and_unsure_answers(seven, tmp_path, monkeypatch, capsys):
     files = [seven, tmp_path / "blank.png", tmp_path / "none.png"]
     Image.new("L", (80, 80), 255).save(files[1])
     assert main(*files, "--json", "--show", tmp_path / "seen.png") == 1
@@ -91,17 +91,9 @@ def test_json_and_a_picture_of_what_the_net_saw(seven, tmp_path, capsys):
     sheet = np.asarray(Image.open(tmp_path / "seen.png").convert("L"))
     np.testing.assert_array_equal(sheet[:140, 140:280], prepare(seven).repeat(5, 0).repeat(5, 1))
     assert (sheet[:140, 300:580] == sheet[0, 579]).mean() == 0.5  # a blank sheet beside nothing
-
-
-def test_what_exists_is_not_overwritten_by_what_the_net_saw(seven, tmp_path, capsys):
-    """As `--show *.png` would."""
     before = seven.read_bytes()
-    assert main(tmp_path / "b.png", "--show", seven) == 2
+    assert main(tmp_path / "b.png", "--show", seven) == 2 and seven.read_bytes() == before  # as `--show *.png` would
     assert_one_line(capsys.readouterr(), "7.png exists already", name="predict.py")
-    assert seven.read_bytes() == before
-
-
-def test_an_answer_is_unsure_below_the_threshold(seven, monkeypatch, capsys):
     for threshold, unsure in ((0.01, False), (0.99, True)):
         monkeypatch.setattr(predict, "UNSURE", threshold)
         assert main(seven) == 0
@@ -109,12 +101,30 @@ def test_an_answer_is_unsure_below_the_threshold(seven, monkeypatch, capsys):
 
 
 def test_weights_of_a_run_and_weights_that_cannot_be_loaded(seven, whole_run, tmp_path, capsys):
-    assert main(seven, "--weights", whole_run / "best.pt", "--json") == 0
-    [answer], row = json.loads(capsys.readouterr().out), predict.predict(seven, load_net(whole_run / "best.pt"))[0]
-    assert (answer["digit"], answer["probability"]) == (row.argmax(), round(row.max().item(), 4))
-    (tmp_path / "bad.pt").write_bytes((whole_run / "best.pt").read_bytes()[:-100])
+    best = whole_run / "best.pt"
+    for source, file in ((whole_run, best), (best, best), ("tiny", WEIGHTS / "tiny.pth")):
+        assert main(seven, "--weights", source, "--json") == 0
+        [answer], row = json.loads(capsys.readouterr().out), predict.predict(seven, load_net(file))[0]
+        assert (answer["digit"], answer["probability"]) == (row.argmax(), round(row.max().item(), 4))
+    (tmp_path / "bad.pt").write_bytes(best.read_bytes()[:-100])
     for name in ("bad.pt", "none.pth", "7.png"):
         assert main(seven, "--weights", tmp_path / name) == CheckpointError.exit_code == 2
         captured = capsys.readouterr()
         assert_one_line(captured, f"{tmp_path / name} cannot be loaded", name="predict.py")
         assert not captured.out
+
+
+def test_the_digits_of_a_csv_are_those_of_the_net_or_one_line_says_what_is_wrong(mnist_test, tmp_path, capsys):
+    images, file, submission = mnist_test.images[:40], tmp_path / "test.csv", tmp_path / "submission.csv"
+    np.savetxt(file, images.reshape(40, -1), "%d", ",", header="pixel0", comments="")
+    assert main("--csv", file, "--weights", "tiny") == 0
+    digits, text = load_net(WEIGHTS / "tiny.pth")(images).argmax(1).tolist(), file.read_text()
+    assert submission.read_text() == "ImageId,Label\n" + "".join(f"{i},{digit}\n" for i, digit in enumerate(digits, 1))
+    submission.unlink()
+    for bad in (text.replace("\n", "\n7,"), text.replace(",0,", ",256,"), text.replace(",0,", ",x,", 1)):
+        file.write_text(bad)
+        assert main("--csv", file) == 2 and not submission.exists()
+        assert_one_line(capsys.readouterr(), str(file), "expected a header, then rows of 784 pixels", name="predict.py")
+    with pytest.raises(SystemExit, match="2"):
+        main("--json")
+    assert_one_line(capsys.readouterr(), "IMAGE: expected a picture", name="predict.py")
