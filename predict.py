@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiment.checkpoint import load_net
+from experiment.checkpoint import WEIGHTS, load_net
 from experiment.cli import Parser, command, path
 from experiment.datasets import read_csv
 from experiment.errors import FileError
@@ -26,7 +26,7 @@ from experiment.files import replace_file
 from model import SIDE
 from photo import ImageError, contact_sheet, prepare
 
-DEFAULT = "best"  # of weights/
+DEFAULT = WEIGHTS / "best.pth"
 # Chosen on pictures of training images by `python -m study.photographs`: results/predict.txt.
 UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0.9
 
@@ -83,21 +83,21 @@ def main(argv=None):
     parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="picture of one digit")
     about = "Kaggle's test.csv, whose digits go into submission.csv beside it"
     parser.add_argument("--csv", type=path, metavar="FILE", help=about)
-    about = "default, best or tiny, a run's folder, its best.pt, or a NAME.pth (default: %(default)s)"
+    about = "default, best or tiny, a run's folder, its best.pt, or a NAME.pth (default: best)"
     parser.add_argument("--weights", type=path, metavar="NET", default=DEFAULT, help=about)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument(
         "--show", type=path, metavar="FILE", help="new PNG file: what the net saw, beside each original"
     )
     args = parser.parse_args(argv)
-    if not args.images and not args.csv:
-        parser.error("IMAGE: expected a picture, or several")
+    if bool(args.images) == bool(args.csv):
+        parser.error("IMAGE: expected pictures of one digit each, or --csv alone")
     if args.show and os.path.exists(args.show):  # with --show *.png that is the first picture
         raise FileError(f"--show {args.show} exists already; name a new file")
     torch.set_num_threads(1)  # for one image at a time more are slower
     net, digits, answers = load_net(args.weights), [], []
     if args.csv:
-        write_submission(Path(args.csv), net)
+        return write_submission(Path(args.csv), net)
     for file in args.images:
         try:
             digits.append(prepare(file))

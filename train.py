@@ -146,8 +146,8 @@ def evaluate(source, given):
         checkpoint = Checkpoint.load(file)
         about = f"epoch {len(checkpoint.history.epochs)} of a run on {checkpoint.dataset}"
         settings = replace(checkpoint.settings, device="auto", threads=None)  # the run's may be of another machine
-    settings = earlier_settings(settings, given, may_change={"dataset", "data_dir", "device", "threads", "precision"})
-    settings, net = set_up(settings), load_net(file)
+    may_change = {"dataset", "data_dir", "holdout", "device", "threads", "precision"}
+    settings, net = set_up(earlier_settings(settings, given, may_change)), load_net(file)
     dataset = load_data(settings, for_training=False).to(settings.device)
     labels = dataset.test.labels
     print(f"Net: {file}, {about}\nData: {dataset.name}, {len(labels)} test images")

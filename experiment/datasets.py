@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import math
 import os
+import warnings
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from data import Dataset, Split
-from experiment.errors import DataError, reason
+from experiment.errors import DataError, FileError, reason
 from model import SIDE
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -143,9 +144,12 @@ def read_npz(path):
 def read_csv(path, labelled=True):
     """Kaggle's train.csv at `path`: a header, then rows of a label and 784 pixels; test.csv, without labels."""
     try:
-        rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=1, ndmin=2)
+        with open(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("error")  # "no data"
+            has_header = not file.readline()[:1].isdigit()
+            rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(has_header), ndmin=2)
         images = rows[:, int(labelled) :].reshape(-1, SIDE, SIDE)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserWarning) as error:
         expected = f"a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
         raise DataError(f"{path} cannot be read ({reason(error)}); expected {expected}") from error
     return checked(path, images, rows[:, 0] if labelled else np.zeros(len(rows), np.uint8))
@@ -157,15 +161,16 @@ def read_pictures(folder):
 
     from photo import prepare_or_keep
 
-    parts = [part for part in ("train", "test") if os.path.isdir(folder / part)] or ["."]
+    parts = ["train" if os.path.isdir(folder / "train") else ".", *["test"] * os.path.isdir(folder / "test")]
     tensors = []
     for part in parts:
         try:
             pictures = ImageFolder(folder / part, loader=prepare_or_keep)
             digits = torch.tensor([int(name) for name in pictures.classes])
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder / part}: {reason(error)}; expected folders 0 to 9 with pictures") from error
-        images, labels = zip(*pictures)
+            images, labels = zip(*pictures)
+        except (OSError, ValueError, FileError) as error:
+            expected = "expected folders 0 to 9 with pictures of one digit"
+            raise DataError(f"{folder / part}: {reason(error)}; {expected}") from error
         tensors += checked(folder / part, np.stack(images), digits[list(labels)].numpy())
     return tensors
 
@@ -173,7 +178,7 @@ def read_pictures(folder):
 def checked(path, images, labels):
     """The arrays as tensors, uint8 (N, 28, 28) and (N,); DataError if they are not images and labels of digits."""
     found = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
-    if not (images.shape == (len(images), SIDE, SIDE) and labels.shape == (len(images),) and len(images)):
+    if not (images.size and images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]):
         raise DataError(f"{path}: found {found}, expected (N, 28, 28) and (N,)")
     for values, highest in ((images, 255), (labels, 9)):
         if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:

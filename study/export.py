@@ -95,8 +95,8 @@ def save_net(run, folder=WEIGHTS):
 @command
 def main(argv=None):
     parser = Parser(prog="export.py", description=__doc__)
-    about = "default, best or tiny, a NAME.pth, a run's checkpoint, or its folder (default: %(default)s)"
-    parser.add_argument("weights", nargs="?", type=path, default="best", metavar="WEIGHTS", help=about)
+    about = "default, best or tiny, a NAME.pth, a run's checkpoint, or its folder (default: best)"
+    parser.add_argument("weights", nargs="?", type=path, default=WEIGHTS / "best.pth", metavar="WEIGHTS", help=about)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", type=path, metavar="FILE", help="default: beside WEIGHTS, ending in .onnx")
     target.add_argument("--page", action="store_true", help="write demo/model.js instead")

@@ -127,4 +127,4 @@ def test_the_digits_of_a_csv_are_those_of_the_net_or_one_line_says_what_is_wrong
         assert_one_line(capsys.readouterr(), str(file), "expected a header, then rows of 784 pixels", name="predict.py")
     with pytest.raises(SystemExit, match="2"):
         main("--json")
-    assert_one_line(capsys.readouterr(), "IMAGE: expected a picture", name="predict.py")
+    assert_one_line(capsys.readouterr(), "IMAGE: expected pictures", name="predict.py")
