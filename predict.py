@@ -1,6 +1,6 @@
 """Which digit does a picture show?
 
-    python predict.py seven.jpg nine.png         a photograph, scan, screenshot or drawing of one digit each
+    python predict.py seven.jpg nine.png         a photograph, scan, screenshot or drawing of one digit or rows of them
     python predict.py *.png --json               the answers for another program
     python predict.py *.png --show seen.png      what the net saw, beside each original
     python predict.py --csv test.csv             a submission to Kaggle's competition
@@ -24,11 +24,11 @@ from experiment.datasets import read_csv
 from experiment.errors import FileError
 from experiment.files import replace_file
 from model import SIDE
-from photo import ImageError, contact_sheet, prepare
+from photo import ImageError, contact_sheet, prepare, read_rows
 
 DEFAULT = WEIGHTS / "best.pth"
 # Chosen on pictures of training images by `python -m study.photographs`: results/predict.txt.
-UNSURE = 0.6  # probability; label smoothing keeps that of a right answer near 0.9
+UNSURE = 0.97  # probability
 
 
 def predict(images, net=None):
@@ -44,27 +44,45 @@ def predict(images, net=None):
 
 @torch.inference_mode()
 def probabilities(net, digits):
-    """Float (N, 10) for a list of N uint8 arrays (28, 28)."""
+    """Float (N, 10) for a list of N uint8 arrays (28, 28).
+
+    The logits are divided by the temperature that load_net found beside the weights (arXiv:1706.04599).
+    """
     batches = torch.from_numpy(np.array(digits, np.uint8).reshape(-1, 1, SIDE, SIDE)).split(1000)
-    return torch.cat([net(batch).softmax(1) for batch in batches])
+    return torch.cat([(net(batch) / getattr(net, "temperature", 1.0)).softmax(1) for batch in batches])
 
 
-def describe(file, row):
-    """What --json says of one picture with the probabilities `row` (10,)."""
-    (first, second), (digit, runner_up) = (values.tolist() for values in row.topk(2))
+def describe(file, boxes, rows):
+    """What --json says of one picture: `boxes`, rows of them, and the probabilities `rows` (N, 10) of their digits.
+
+    With several digits, the probability is that of the least sure one, and there is no "digit" or runner-up.
+    """
+    values, answers = (found.tolist() for found in rows.topk(2))
+    digits = [
+        {"digit": digit, "probability": round(first, 4), "box": box}
+        for (first, _), (digit, _), box in zip(values, answers, (box for row in boxes for box in row))
+    ]
+    found, one = iter(digits), len(digits) == 1
     return {
         "file": file,
-        "digit": digit,
-        "probability": round(first, 4),
-        "runner_up": runner_up,
-        "runner_up_probability": round(second, 4),
-        "unsure": first < UNSURE,
+        "text": "\n".join("".join(str(next(found)["digit"]) for _ in row) for row in boxes),
+        "digit": answers[0][0] if one else None,
+        "probability": min(digit["probability"] for digit in digits),
+        "runner_up": answers[0][1] if one else None,
+        "runner_up_probability": round(values[0][1], 4) if one else None,
+        "unsure": min(first for first, _ in values) < UNSURE,
+        "digits": digits,
     }
 
 
 def line(answer):
     """The answer for one picture in words."""
-    text = "{file}: {digit} ({probability:.1%}), then {runner_up} ({runner_up_probability:.1%})".format(**answer)
+    if answer["digit"] is None:
+        least = min(answer["digits"], key=lambda digit: digit["probability"])
+        text = f"least sure: {least['digit']}, {least['probability']:.0%}"
+        text = "\n".join(f"{answer['file']}: {row}" for row in answer["text"].split("\n")) + f" ({text})"
+    else:
+        text = "{file}: {digit} ({probability:.1%}), then {runner_up} ({runner_up_probability:.1%})".format(**answer)
     return f"{text}, unsure" if answer["unsure"] else text
 
 
@@ -100,12 +118,14 @@ def main(argv=None):
         return write_submission(Path(args.csv), net)
     for file in args.images:
         try:
-            digits.append(prepare(file))
-            answers.append(describe(file, probabilities(net, digits[-1:])[0]))
+            rows = read_rows(file, file)
+            digits.append([digit for row in rows for _, digit in row])
+            boxes = [[box for box, _ in row] for row in rows]
+            answers.append(describe(file, boxes, probabilities(net, digits[-1])))
             if not args.json:
                 print(line(answers[-1]))
         except ImageError as error:
-            digits.append(None)
+            digits.append([])
             answers.append({"file": file, "error": str(error)})
             print(f"predict.py: error: {error}", file=sys.stderr)
     if args.json:
@@ -113,7 +133,8 @@ def main(argv=None):
     if args.show:
         texts = [answer.get("error") or line(answer) for answer in answers]
         captions = [text.replace(file, os.path.basename(file)) for text, file in zip(texts, args.images)]
-        replace_file(args.show, contact_sheet(args.images, digits, captions))
+        boxes = [[digit["box"] for digit in answer.get("digits", [])] for answer in answers]
+        replace_file(args.show, contact_sheet(args.images, boxes, digits, captions))
     return int(any("error" in answer for answer in answers))
 
 

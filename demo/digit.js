@@ -52,7 +52,7 @@ function fail(error) {
 }
 
 function softmax(values) {
-  const powers = Array.from(values, (value) => Math.exp(value - Math.max(...values)));
+  const powers = Array.from(values, (value) => Math.exp((value - Math.max(...values)) / MODEL.temperature));
   return powers.map((power) => power / sum(powers));
 }
 
@@ -92,10 +92,14 @@ function centerDigit(ink, side) {
   const centre = (lines) => sum(lines.map((line, i) => i * sum(line))) / mass;
   const start = (lines) => Math.min(Math.max(Math.floor(14.5 - centre(lines)), 0), SIDE - lines.length);
   const [y0, x0] = [start(digit), start(swap(digit))];
-  const darkest = Math.max(...digit.flatMap((row) => [...row]));
+  const values = digit.flatMap((row) => [...row]);
+  const inked = values.filter((value) => value > 0.2 * Math.max(...values)).sort((a, b) => a - b);
+  const place = 0.9 * (inked.length - 1); // of the quantile of 90%, between two values
+  const [below, above] = [inked[Math.floor(place)], inked[Math.ceil(place)]];
+  const strongest = below + (above - below) * (place % 1);
   const image = new Uint8Array(SIDE ** 2);
   digit.forEach((row, y) => {
-    row.forEach((value, x) => (image[(y0 + y) * SIDE + x0 + x] = Math.floor((value * 255) / darkest + 0.5)));
+    row.forEach((value, x) => (image[(y0 + y) * SIDE + x0 + x] = Math.min(255, Math.floor((value * 255) / strongest + 0.5))));
   });
   return image;
 }

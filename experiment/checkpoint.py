@@ -114,16 +114,25 @@ def find_net(source):
 
 
 def load_net(source):
-    """The Net in evaluation mode of trained weights, of a checkpoint, or of a run, as find_net finds them."""
+    """The Net in evaluation mode of trained weights, of a checkpoint, or of a run, as find_net finds them.
+
+    Its attribute `temperature` is what its logits are to be divided by: of a run, that of its recipe's weights.
+    """
     file = find_net(source)
-    if file.suffix == ".pt":
-        return Checkpoint.load(file).net()
     try:
-        about, content = json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != about["sha256"]:
-            raise ValueError(f"its SHA-256 is not the one in {file.with_suffix('.json').name}")
-        net = Net(**about["network"])
-        net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+        if file.suffix == ".pt":
+            checkpoint = Checkpoint.load(file)
+            net, same = checkpoint.net(), WEIGHTS / f"{checkpoint.settings.recipe.name}.json"
+            about = json.loads((same if same.exists() else WEIGHTS / "default.json").read_text(encoding="utf-8"))
+        else:
+            about, content = json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), file.read_bytes()
+            if hashlib.sha256(content).hexdigest() != about["sha256"]:
+                raise ValueError(f"its SHA-256 is not the one in {file.with_suffix('.json').name}")
+            net = Net(**about["network"])
+            net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+        net.temperature = about["temperature"]
+    except CheckpointError:
+        raise
     except Exception as error:  # JSON, torch and Net have a dozen types for what is wrong
         names = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.pth")))
         expected = f"expected {names}, a run's folder or best.pt, or a NAME.pth beside its NAME.json"

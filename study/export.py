@@ -3,7 +3,8 @@
     python -m study.export                                  weights/best.pth as weights/best.onnx
     python -m study.export runs/NAME/best.pt --out my.onnx  a checkpoint of your own
     python -m study.export --page                           demo/model.js, with five mistakes on MNIST's test set
-    python -m study.export runs/NAME                        weights/RECIPE.pth and .json: a run after its last epoch
+    python -m study.export runs/NAME                        weights/RECIPE.pth and .json: a run after its last epoch;
+                                                            of one with --holdout, the temperature of these weights
 
 The ONNX model takes images as they are, uint8 (N, 1, 28, 28) named "images", and returns "logits", float (N, 10).
 """
@@ -20,11 +21,11 @@ import torch.nn.functional as F
 
 from experiment.checkpoint import WEIGHTS, Checkpoint, find_net, load_net
 from experiment.cli import Parser, command, path
-from experiment.datasets import load_mnist
+from experiment.datasets import load_data, load_mnist
 from experiment.errors import CheckpointError, SettingError
 from experiment.files import replace_file, write_json
+from ink import SMALLEST
 from model import SIDE, count_parameters
-from photo import SMALLEST
 from predict import UNSURE
 from study.results import describe_machine
 from study.runs import ROOT
@@ -60,6 +61,7 @@ def for_page(net, test, logits):
         "parameters": count_parameters(net),
         "images": len(test.labels),
         "wrong": wrong.sum().item(),
+        "temperature": net.temperature,
         "unsure": UNSURE,
         "smallest": SMALLEST,
         "hardest": [{"label": true, "answer": said, "pixels": b64encode(image).decode()} for true, said, image in five],
@@ -86,9 +88,24 @@ def save_net(run, folder=WEIGHTS):
         "threads": settings.threads,
         **describe_machine(),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "temperature": 1.0,  # fit_temperature finds a better one
     }
     replace_file(file, content)
     write_json(file.with_suffix(".json"), about)
+    return file
+
+
+def fit_temperature(run, folder=WEIGHTS):
+    """Write the temperature that fits the run in the folder `run` to its held-out images to the weights of its recipe.
+
+    It divides the logits, so that probabilities are as high as answers are often right (arXiv:1706.04599).
+    """
+    checkpoint = Checkpoint.load(Path(run) / "last.pt")
+    images, labels = load_data(checkpoint.settings).holdout
+    logits, temperatures = predict(checkpoint.net(), images, "fp32"), torch.arange(20, 150) / 100
+    best = torch.stack([F.cross_entropy(logits / value, labels) for value in temperatures]).argmin()
+    file = Path(folder) / f"{checkpoint.settings.recipe.name}.json"
+    write_json(file, json.loads(file.read_text()) | {"temperature": round(temperatures[best].item(), 2)})
     return file
 
 
@@ -105,7 +122,8 @@ def main(argv=None):
     if args.out and Path(args.out).suffix != ".onnx":
         parser.error(f"--out: found {args.out}, expected a name that ends in .onnx")
     if source.is_dir():
-        file = save_net(source)
+        is_holdout = Checkpoint.load(source / "last.pt").settings.holdout
+        file = fit_temperature(source) if is_holdout else save_net(source)
     elif args.page:
         net, test, file = load_net(source), load_mnist().test, PAGE
         model = for_page(net, test, predict(net, test.images, "fp32"))

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+import ink
 import photo
 import predict
 from experiment.checkpoint import load_net
@@ -36,6 +37,7 @@ PHOTOGRAPH = {  # pairs are the limits of a uniform distribution
     "light": 0.25,  # share by which the light falls off at most
     "shadow": False,
     "lines": 0,  # 1: ruled paper, 2: squared
+    "line": (0.1, 0.4),  # contrast of these lines
     "specks": 0,
     "table": False,  # whether one side shows a dark table
     "blur": 0.7,  # standard deviation, pixels
@@ -68,7 +70,7 @@ KINDS = {
     "pencil in shadow": {"contrast": (0.25, 0.4), "shadow": True},
 }
 FONTS = ("DejaVuSans", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol", "cmr10")
-THRESHOLDS = ("EVEN", "FAINT", "NOISE", "RINGING", "CLUTTER", "SMALLEST", "PART", "TALL")  # of photo.py
+THRESHOLDS = ("EVEN", "FAINT", "NOISE", "LINE", "CLUTTER", "SMALLEST", "PART", "TALL")  # of ink.py
 OUTCOMES = ("right", "right?", "wrong", "wrong?", "refused")  # ?: unsure
 
 
@@ -81,9 +83,10 @@ def photograph(digit, rng, **options):
     ink = np.pad(ink * rng.uniform(*o.contrast), [(c, n - c - s) for c, n, s in zip(corner, sides, ink.shape)])
 
     sheet = np.full(sides, rng.uniform(*o.paper))
-    for axis in range(o.lines):
-        spacing = int(rng.uniform(0.1, 0.2) * max(sides))
-        np.moveaxis(sheet, axis, 0)[spacing // 2 :: spacing] *= 1 - rng.uniform(0.1, 0.2)
+    slope, spacing, width = rng.uniform(-0.03, 0.03), rng.uniform(0.1, 0.2) * max(sides), rng.uniform(1, 3)
+    contrast, (rows, columns) = rng.uniform(*o.line), np.indices(sides)
+    for across in [rows + slope * columns, columns - slope * rows][: o.lines]:
+        sheet[across % spacing < width] *= 1 - contrast
     for row, column in rng.integers(0, sides, (o.specks, 2)):
         sheet[row : row + rng.integers(1, 4), column : column + rng.integers(1, 4)] *= rng.uniform(0.1, 0.6)
     sheet = sheet[..., None]
@@ -184,7 +187,7 @@ def main(argv=None):
     print(f"# python -m study.photographs\n# {about['machine']}, {about['versions']}, weights/best.pth")
     print("# n: number of pictures; the rest: shares of them; ?: unsure; of three thresholds, the second is chosen\n")
     print(f"{'Training images':30}{'n':>6}", *(f"{name:>9}" for name in OUTCOMES))
-    vary(photo, THRESHOLDS, sample(dataset.train, 24, seed=0), net)
+    vary(ink, THRESHOLDS, sample(dataset.train, 24, seed=0), net)
     vary(predict, ["UNSURE"], sample(dataset.train, 120, seed=3), net)
     groups = sample(dataset.test, 200, seed=1)
     groups["MNIST as it is"] = list(zip(dataset.test.images[:1000, 0].numpy(), dataset.test.labels[:1000].tolist()))

@@ -20,7 +20,7 @@ from conftest import ROOT, missing, optional
 from PIL import Image
 
 from experiment.checkpoint import WEIGHTS, load_net
-from photo import SMALLEST, center_digit
+from ink import SMALLEST, center_digit
 from predict import UNSURE
 from study import export
 from train import predict

@@ -4,7 +4,7 @@ import ast
 
 from conftest import ROOT
 
-LEVELS = ["model"], ["data"], ["experiment", "photo"], ["train", "predict", "hubconf"], ["study"], ["benchmark"]
+LEVELS = ["model"], ["data"], ["experiment", "photo", "ink"], ["train", "predict", "hubconf"], ["study"], ["benchmark"]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_one_line
 from PIL import Image
 
@@ -12,7 +13,7 @@ import predict
 from experiment.checkpoint import WEIGHTS, load_net
 from experiment.errors import CheckpointError
 from photo import ImageError, prepare
-from study.photographs import beside, printed
+from study.photographs import printed
 
 
 def main(*argv):
@@ -30,13 +31,11 @@ def test_each_picture_without_an_answer_is_one_line_and_the_others_are_answered(
     seven, mnist_test, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    two = beside(*mnist_test.images[:2, 0].numpy(), np.random.default_rng(0))
     bad = {
         "blank.png": (Image.new("RGB", (300, 200), "white"), "no digit found"),
         "pixel.png": (Image.new("L", (1, 1)), "no digit found"),
         "noise.png": (Image.effect_noise((300, 300), 60), "no digit found"),
         "transparent.png": (Image.new("RGBA", (50, 50)), "no digit found"),
-        "two.png": (Image.fromarray(np.pad(two, 10)), "several digits found"),
         "text": (b"seven\n", "Pillow knows no such format"),
         "empty": (b"", "the file is empty"),
         "heic": (b"\0\0\0\x18ftypheic" + bytes(99), "pip install pillow-heif"),
@@ -68,6 +67,8 @@ def test_from_python_an_answer_is_that_of_the_net_and_an_error_names_the_picture
     assert predict.predict([]).shape == (0, 10)
     with pytest.raises(ImageError, match="image 1: no digit found"):
         predict.predict([image, np.zeros_like(image)])
+    with pytest.raises(ImageError, match="image 0: several digits found"):
+        predict.predict([np.hstack(images)])
     values, shapes = [np.full((9, 9), value) for value in (np.nan, -1.0, 1e6)], [np.zeros((2, 3, 4, 5)), np.zeros(0)]
     for wrong in values + shapes:
         with pytest.raises(ImageError, match="image 0 cannot be read"):
@@ -85,7 +86,8 @@ def test_json_and_a_new_picture_of_what_the_net_saw_and_unsure_answers(seven, tm
     (first, second, *_), (digit, runner_up, *_) = (values.tolist() for values in row.sort(descending=True))
     assert digit == 7 and answers[0] == {
         **{"file": str(seven), "digit": digit, "probability": round(first, 4), "unsure": False},
-        **{"runner_up": runner_up, "runner_up_probability": round(second, 4)},
+        **{"runner_up": runner_up, "runner_up_probability": round(second, 4), "text": "7"},
+        "digits": [{"digit": 7, "probability": round(first, 4), "box": [61, 50, 100, 108]}],
     }
     assert "no digit found" in answers[1]["error"] and "No such" in answers[2]["error"]
     sheet = np.asarray(Image.open(tmp_path / "seen.png").convert("L"))
@@ -94,10 +96,45 @@ def test_json_and_a_new_picture_of_what_the_net_saw_and_unsure_answers(seven, tm
     before = seven.read_bytes()
     assert main(tmp_path / "b.png", "--show", seven) == 2 and seven.read_bytes() == before  # as `--show *.png` would
     assert_one_line(capsys.readouterr(), "7.png exists already", name="predict.py")
-    for threshold, unsure in ((0.01, False), (0.99, True)):
+    for threshold, unsure in ((0.01, False), (1.01, True)):
         monkeypatch.setattr(predict, "UNSURE", threshold)
         assert main(seven) == 0
         assert capsys.readouterr().out.endswith("), unsure\n") == unsure
+
+
+def test_rows_of_digits_are_read_and_shown(mnist_test, tmp_path, monkeypatch, capsys):
+    index = [0, 3, 5, 13, 16, 11, 2, 1, 17]
+    images, labels = mnist_test.images[index, 0].numpy(), mnist_test.labels[index].tolist()
+    Image.fromarray(np.vstack([np.hstack(images[i : i + 3]) for i in (0, 3, 6)])).resize((504, 504)).save(
+        tmp_path / "9.png"
+    )
+    texts = ["".join(map(str, labels[i : i + 3])) for i in (0, 3, 6)]
+    assert main(tmp_path / "9.png", "--json", "--show", tmp_path / "seen.png") == 0
+    [answer] = json.loads(capsys.readouterr().out)
+    assert answer["text"] == "\n".join(texts) and answer["digit"] is answer["runner_up"] is None
+    assert [digit["digit"] for digit in answer["digits"]] == labels
+    for number, digit in enumerate(answer["digits"]):
+        row, column = divmod(number, 3)
+        left, top, right, bottom = digit["box"]
+        assert 168 * column < left < right < 168 * column + 168 and 168 * row < top < bottom < 168 * row + 168
+    least = min(answer["digits"], key=lambda digit: digit["probability"])
+    assert answer["probability"] == least["probability"]
+    monkeypatch.setattr(predict, "UNSURE", 0.0)
+    assert main(tmp_path / "9.png") == 0
+    lines = [f"{tmp_path / '9.png'}: {text}" for text in texts]
+    lines[-1] += f" (least sure: {least['digit']}, {least['probability']:.0%})"
+    assert capsys.readouterr().out.splitlines() == lines
+    red = (np.asarray(Image.open(tmp_path / "seen.png")) == [255, 0, 0]).all(2)
+    assert red[:140, :140].sum() > 500 and not red[:, 140:].any()
+
+
+def test_probabilities_are_of_the_logits_divided_by_the_temperature_of_the_weights(mnist_test, whole_run):
+    images = mnist_test.images[:5]
+    for name in ("default", "tiny"):
+        net, temperature = load_net(name), json.loads((WEIGHTS / f"{name}.json").read_text())["temperature"]
+        expected = (net(images) / temperature).softmax(1)
+        torch.testing.assert_close(predict.probabilities(net, list(images[:, 0].numpy())), expected)
+    assert load_net(whole_run).temperature == load_net("default").temperature  # of its recipe
 
 
 def test_weights_of_a_run_and_weights_that_cannot_be_loaded(seven, whole_run, tmp_path, capsys):
