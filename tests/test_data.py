@@ -8,8 +8,6 @@ from torchvision.transforms.functional import affine as affine_one_by_one
 from data import Dataset, RandomAffine, Split, TrainLoader, affine
 from experiment.settings import Recipe
 
-pytestmark = pytest.mark.usefixtures("few_steps")
-
 
 def numbered(count):
     """`count` images and labels; every pixel of an image is its label, or the last byte of it."""

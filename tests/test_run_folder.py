@@ -106,8 +106,9 @@ def test_the_log_tells_of_full_memory_and_how_to_resume(tmp_path):
 # Resuming
 
 
-def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, capsys):
-    """Interrupted after every epoch; the target is met before the last of eight."""
+def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    """Interrupted after every epoch; the target is met before the last of eight; the first shows some images twice."""
+    monkeypatch.setattr(train.TrainLoader, "FEWEST", 3000)
     argv, folder = [*RUN, "--holdout", 200], tmp_path / "run"
     assert run(*argv, "--out", tmp_path / "long") == 0
     accuracies = [epoch["holdout_accuracy"] for epoch in read_metrics(tmp_path / "long")["epochs"]]
