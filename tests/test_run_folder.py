@@ -161,16 +161,6 @@ def test_a_run_that_stopped_at_its_target_goes_on_to_the_bits_of_one_that_did_no
     assert same(without_times(folder), without_times(whole_run))
 
 
-def test_a_run_that_was_killed_before_its_closing_lines_gets_them(whole_run, tmp_path):
-    folder = shutil.copytree(whole_run, tmp_path / "run")
-    lines = (folder / "log.txt").read_text().splitlines(keepends=True)
-    (folder / "log.txt").write_text("".join(lines[:-1]))
-    (folder / "curves.png").unlink()
-    assert run("--resume", folder, on_epoch=pytest.fail, plots=True) == 0
-    assert same(without_times(folder), without_times(whole_run))
-    assert (folder / "curves.png").read_bytes() == (whole_run / "curves.png").read_bytes()
-
-
 def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path, capsys):
     folder, moved = tmp_path / "run", tmp_path / "moved"
     argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 70, "--epochs", 2, "--out", folder]
