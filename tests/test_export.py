@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ROOT, optional
+from conftest import ROOT, assert_one_line, optional
 
 from experiment.checkpoint import load_net
 from study import export
@@ -23,8 +23,11 @@ def assert_answers(content, images, expected):
     assert torch.equal(found.argmax(1), expected.argmax(1))
 
 
-def test_the_file_is_whole_takes_any_batch_and_names_no_path(whole_run, tmp_path):
-    out = tmp_path / "net.onnx"
+def test_the_file_is_whole_takes_any_batch_and_names_no_path(whole_run, tmp_path, capsys):
+    out, wrong = tmp_path / "net.onnx", tmp_path / "net.pt"  # which might be a checkpoint
+    with pytest.raises(SystemExit, match="2"):
+        export.main([str(whole_run / "best.pt"), "--out", str(wrong)])
+    assert_one_line(capsys.readouterr(), f"found {wrong}, expected a name that ends in .onnx", name="export.py")
     assert export.main([str(whole_run / "best.pt"), "--out", str(out)]) == 0
     content = out.read_bytes()
     assert [*tmp_path.iterdir()] == [out]
