@@ -55,7 +55,8 @@ class Meter:
         loss, correct, count = self.loss, self.correct, self.count
         if not count and self.pending:
             _, _, count, loss, correct = self.pending[0]
-        return f"loss {loss / max(1, count):6.4f}, {100 * correct / max(1, count):6.2f}%, lr {self.lr or 0:6.4f}"
+        loss = f"{loss / max(1, count):.4f}"[:6]  # a loss of 10 has a digit less
+        return f"loss {loss}, {100 * correct / max(1, count):6.2f}%, lr {self.lr or 0:6.4f}"
 
 
 def progress(batches, total, title, meter):

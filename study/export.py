@@ -121,7 +121,7 @@ def main(argv=None):
     source = Path(args.weights)
     if args.out and Path(args.out).suffix != ".onnx":
         parser.error(f"--out: found {args.out}, expected a name that ends in .onnx")
-    if source.is_dir():
+    if source.is_dir() and not (args.out or args.page):
         is_holdout = Checkpoint.load(source / "last.pt").settings.holdout
         file = fit_temperature(source) if is_holdout else save_net(source)
     elif args.page:

@@ -1,4 +1,4 @@
-"""What the tests share: a small data set, runs of train.py in this process, and one thread for all of them."""
+"""What the tests share: a small data set, runs of train.py in this process; one thread and few steps for them."""
 
 import importlib
 import json
@@ -23,12 +23,13 @@ from model import Net
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that a test starts
 machine.TORCH_THREADS = 1
 torch.set_num_threads(1)
+FEWEST, train.TrainLoader.FEWEST = (train.TrainLoader.FEWEST, 0)  # runs on few images stay short
 
 ROOT = Path(train.__file__).parent
 PYTHON = sys.orig_argv[0]  # as the user typed it
 DIGITS = ["--dataset", "digits", "--device", "cpu"]
 SMALL = ["--widths", "4", "4", "4", "4", "4", "--device", "cpu", "--target", "none"]
-RUN = ["--dataset", "digits", *SMALL, "--batch-size", "128", "--epochs", "8", "--margin", "2"]
+RUN = ["--dataset", "digits", *SMALL, "--batch-size", "64", "--epochs", "8", "--margin", "2"]
 
 
 def pytest_addoption(parser):
@@ -54,12 +55,6 @@ def signals_as_in_a_terminal():
 def one_thread():
     yield
     torch.set_num_threads(1)  # whatever the test has set
-
-
-@pytest.fixture
-def few_steps(monkeypatch):
-    """Runs on few images take no more steps than on many."""
-    monkeypatch.setattr(train.TrainLoader, "FEWEST", 0)
 
 
 def missing(reason):

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from conftest import DIGITS, read_metrics, run, same
+from conftest import DIGITS, FEWEST, read_metrics, run, same
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine as affine_one_by_one
 
 from data import Dataset, RandomAffine, Split, TrainLoader, affine
 from experiment.settings import Recipe
-
-FEWEST = TrainLoader.FEWEST
-pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 def numbered(count):

@@ -143,7 +143,7 @@ def test_npz_csv_and_pictures_by_class_give_what_idx_files_give(mnist_dir, array
 
 
 @pytest.mark.parametrize("kind", ["csv", "pictures"])
-def test_where_there_are_no_test_images_held_out_ones_take_their_place(kind, arrays, tmp_path, few_steps, capsys):
+def test_where_there_are_no_test_images_held_out_ones_take_their_place(kind, arrays, tmp_path, capsys):
     folder = write(kind, tmp_path / "data", arrays["x_train"], arrays["y_train"])
     argv = [*SMALL, "--data-dir", folder, "--batch-size", 25, "--epochs", 2]
     assert_refused(capsys, argv, "has no labelled test images; hold some out: --holdout 14")

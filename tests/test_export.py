@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import DIGITS, ROOT, optional, run
+from conftest import DIGITS, ROOT, assert_one_line, optional, run
 
 from experiment.checkpoint import Checkpoint, load_net
 from experiment.datasets import load_data
@@ -27,8 +27,11 @@ def assert_answers(content, images, expected):
     assert torch.equal(found.argmax(1), expected.argmax(1))
 
 
-def test_the_file_is_whole_takes_any_batch_and_names_no_path(exporter, whole_run, tmp_path):
-    out = tmp_path / "net.onnx"
+def test_the_file_is_whole_takes_any_batch_and_names_no_path(exporter, whole_run, tmp_path, capsys):
+    out, wrong = tmp_path / "net.onnx", tmp_path / "net.pt"  # which might be a checkpoint
+    with pytest.raises(SystemExit, match="2"):
+        export.main([str(whole_run / "best.pt"), "--out", str(wrong)])
+    assert_one_line(capsys.readouterr(), f"found {wrong}, expected a name that ends in .onnx", name="export.py")
     assert export.main([str(whole_run / "best.pt"), "--out", str(out)]) == 0
     content = out.read_bytes()
     assert [*tmp_path.iterdir()] == [out]

@@ -1,19 +1,26 @@
 """Device, threads and memory: what is asked for, or what this machine has."""
 
 import ctypes
+import inspect
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import psutil
 import pytest
 import torch
-from conftest import DIGITS, ROOT, assert_refused
+from conftest import DIGITS, ROOT, RUN, assert_refused, read_metrics, same
 
+import train
 from experiment import machine
-from experiment.machine import choose_device, peak_memory_mb, set_up, synchronized_time, usable_cpus
+from experiment.machine import choose_device, peak_memory_mb, set_up, synchronized_time, usable_cpus, without_compiler
 from experiment.settings import RECIPES, Settings
+from model import Net
+from study import results
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
@@ -64,15 +71,20 @@ def test_threads_are_the_cpus_that_are_allowed_and_free(monkeypatch, allowed, of
     assert usable_cpus() == expected
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
-def test_the_affinity_of_a_process_decides_its_threads(monkeypatch):
-    monkeypatch.setattr(machine, "TORCH_THREADS", 8)
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        assert usable_cpus() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
+@pytest.mark.parametrize("hidden", ["cpu_percent", "Process"])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), psutil.AccessDenied()], ids=type)
+def test_where_the_load_is_hidden_threads_are_all_allowed_cpus(monkeypatch, hidden, error):
+    monkeypatch.setattr(machine, "allowed_cpus", lambda: 5)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: [100.0] * 5)
+    monkeypatch.setattr(psutil, hidden, Mock(side_effect=error))
+    assert usable_cpus() == 5
+
+
+def test_the_description_names_the_first_processor_or_where_it_is_hidden_its_kind(monkeypatch):
+    read = Mock(side_effect=["flags: fpu\nmodel name\t: A: B\nmodel name: C\n", PermissionError()])
+    monkeypatch.setattr(results, "Path", lambda name: SimpleNamespace(read_text=read))
+    for expected in ("A: B", platform.processor() or platform.machine()):
+        assert results.describe_machine()["machine"] == f"{expected}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def test_the_variables_of_openmp_are_set_by_the_time_that_torch_is_imported(tmp_path):
@@ -80,6 +92,38 @@ def test_the_variables_of_openmp_are_set_by_the_time_that_torch_is_imported(tmp_
     script = f"import os, sys; sys.path.insert(1, {str(tmp_path)!r}); os.environ.pop('GOMP_SPINCOUNT', 0); import train"
     command = [sys.executable, "-c", script]
     assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr == "30000\n"
+
+
+def test_without_the_compiler_an_optimizer_takes_the_same_steps_bit_for_bit(monkeypatch):
+    """Also where torch has no decorators; fused or not; and after its state went into another one, as on resume."""
+    plain, ends = torch.optim.SGD, []
+    decorated = inspect.getmembers(plain, lambda member: hasattr(member, "__wrapped__"))
+    bare = type("SGD", (plain,), {name: inspect.unwrap(method) for name, method in decorated})
+    for make in (without_compiler, lambda _: without_compiler(bare), lambda _: plain):
+        monkeypatch.setattr(train, "without_compiler", make)
+        torch.manual_seed(0)
+        net = Net(**RECIPES["best"].network)
+        optimizer = train.make_optimizer(net, RECIPES["best"])
+        for step in range(6):
+            if step == 3:
+                state, optimizer = optimizer.state_dict(), train.make_optimizer(net, RECIPES["fast"])
+                optimizer.load_state_dict(state)
+            for group in optimizer.param_groups:
+                group["fused"] = step != 2
+            optimizer.zero_grad()
+            net(torch.rand(8, 1, 28, 28)).square().mean().backward()
+            optimizer.step()
+        ends.append([dict(net.state_dict()), optimizer.state_dict()])
+    assert same(ends[0], ends[2]) and same(ends[1], ends[2])
+
+
+def test_a_run_counts_what_its_process_did_before_which_is_no_import_of_the_compiler_of_torch(tmp_path):
+    """If it is one with a new torch, without_compiler no longer does what it is for."""
+    script = "import time; time.process_time = lambda: 1000.0; import sys, train; assert train.main() == 0; "
+    command = [sys.executable, "-c", f"{script}raise SystemExit('torch._dynamo' in sys.modules)", *RUN, "--epochs", "2"]
+    assert subprocess.run([*command, "--out", tmp_path / "run"], cwd=ROOT).returncode == 0
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["total_seconds"] >= 1000 + metrics["train_seconds"] > 1000
 
 
 def test_the_clock_waits_for_the_device(monkeypatch):

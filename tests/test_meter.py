@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiment import meter as meter_module
 from experiment.errors import DivergedError
-from experiment.meter import Meter, progress
+from experiment.meter import Meter, busy, progress
 
 
 class OnGpu(torch.Tensor):
@@ -78,16 +78,24 @@ class Gone(Terminal):
 
 
 @pytest.mark.parametrize("stderr", [Terminal(), Notebook(), io.StringIO(), Gone(), None], ids=lambda file: type(file))
-def test_a_bar_of_at_most_80_columns_is_drawn_where_it_can_be_seen(monkeypatch, stderr):
+def test_a_bar_of_80_columns_shows_the_whole_run_where_it_can_be_seen(monkeypatch, stderr):
+    """In the last but three of twenty epochs; and what else takes time is named there."""
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(meter_module, "tqdm", partial(tqdm, ncols=80, mininterval=0, miniters=1))  # draws every step
-    given, meter = list(batches([2] * 101)), Meter()
-    for expected, batch in zip(given, progress(given, 101, "Epoch 17/20", meter), strict=True):
+    given, meter = list(batches([2] * 101)), Meter(1616)
+    said = [str(meter)]
+    for expected, batch in zip(given, progress(given, 2020, "Epoch 17/20", meter), strict=True):
         assert batch is expected
         meter.add(0.01, *batch)
+        said.append(str(meter))
+    busy("Drawing").close()
     if type(stderr) in (Terminal, Notebook):
-        drawn = stderr.getvalue().split("\r")
-        assert max(map(len, drawn)) <= 80
-        assert drawn[1].startswith("Epoch 17/20:   0%|") and any(text.endswith(f", {meter}") for text in drawn)
+        *frames, drawing = filter(str.strip, stderr.getvalue().split("\r"))
+        for step, (frame, text) in enumerate(zip(frames, said, strict=True), 1616):
+            assert frame.startswith(f"Epoch 17/20: {step / 20.2:3.0f}%|") and frame.endswith(f" left, {text}")
+        assert {(len(frame), frame.rindex("|")) for frame in frames} == {(80, frames[0].rindex("|"))}
+        losses, logits, labels = given[0]
+        figures = f"loss {losses.mean():6.4f}, {50 * (logits.argmax(1) == labels).sum():6.2f}%, lr 0.0100"
+        assert {*said[1:25]} == {figures} and drawing == "Drawing …"
     elif type(stderr) is io.StringIO:
         assert stderr.getvalue() == ""

@@ -29,8 +29,6 @@ TRAIN = [*FLAGS, "--epochs", 4, "--batch-size", 97, "--later-share", 0.4, "--hol
 STEPS = [*FLAGS, "--epochs", 3, "--batch-size", 11, "--later-share", 1, "--holdout", 1426]  # parts of 6 and 5 images
 STEPS += ["--dropout", 0, "--augment-until", 0]
 
-pytestmark = pytest.mark.usefixtures("few_steps")
-
 
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PET_STANDALONE": "1"}

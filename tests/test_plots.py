@@ -1,20 +1,26 @@
 """The pictures of a run show what it computed, and cannot fail it."""
 
 import math
+import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import product
 
+import matplotlib.style
 import pytest
 import torch
-from conftest import SMALL, run
+from conftest import ROOT, SMALL, run, same, without_times
 from matplotlib.figure import Figure
 from PIL import Image
 
 from data import Dataset, RandomAffine, Split
 from experiment import plots
+from experiment.checkpoint import WEIGHTS
 from experiment.run_folder import FILES, PICTURES
 from experiment.settings import RECIPES
+from study import figures
+from study.results import read_results
 
 ABOUT = {"recipe": "fast", "dataset": "random", "params": 1234, "seed": 5, "holdout": None}
 
@@ -129,9 +135,27 @@ def test_the_augmented_images_are_as_in_training_and_drawing_them_changes_no_ran
     assert torch.equal(torch.stack(shown[1::2]), expected[:, 0])
 
 
-def test_a_run_draws_all_pictures(whole_run):
+def test_a_run_that_was_killed_before_its_last_line_draws_the_same_pictures(whole_run, tmp_path, monkeypatch):
+    """Whatever the user's settings of matplotlib are, which it leaves alone, as does the picture of the READMEs."""
+
+    def overview():
+        return plots.drawn(
+            figures.draw_overview, read_results(ROOT / "results/side-by-side.json"), WEIGHTS / "tiny.pth"
+        )
+
+    monkeypatch.setattr(figures, "load_mnist", lambda: example(9)[1])
+    expected, folder = overview(), tmp_path / "run"
+    shutil.copytree(whole_run, folder, ignore=shutil.ignore_patterns("*.png"))
+    os.truncate(folder / "log.txt", (folder / "log.txt").stat().st_size - 70)
+    with matplotlib.style.context("dark_background"):
+        own = {"savefig.format": "pdf", "savefig.bbox": "tight", "figure.dpi": 37, "font.size": 22, "axes.grid": True}
+        matplotlib.rcParams.update(own)
+        before = dict(matplotlib.rcParams)
+        assert run("--resume", folder, plots=True, on_epoch=pytest.fail) == 0 and overview() == expected
+        assert matplotlib.rcParams == before and same(without_times(folder), without_times(whole_run))
     for name, draw in zip(PICTURES, plots.PICTURES, strict=True):
-        with Image.open(whole_run / name) as picture:
+        assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
+        with Image.open(folder / name) as picture:
             assert picture.format == "PNG" and picture.width == 996 and draw.__name__ == f"draw_{name[:-4]}"
 
 

@@ -1,12 +1,14 @@
 """Processes of many runs: one run, comparisons of settings, how time grows with size."""
 
 import json
+import tempfile
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from experiment.datasets import load_mnist
-from experiment.errors import ExperimentError
+from experiment.errors import ExperimentError, FileError
 from study import scaling, tune
 from study.runs import ROOT, run_process
 
@@ -14,18 +16,25 @@ METRICS = ({"train_seconds": 1.5, "peak_memory_mb": 100}, 2.0)  # of a run, and 
 
 
 def test_a_process_returns_its_metrics_or_the_last_line_of_its_error(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "/mine")
+    for name, value in {"PYTHONPATH": "/mine", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)  # the last three are torchrun's, of which a run may not be part
     code = """if True:
-        import json, pathlib, sys
+        import json, os, pathlib, sys
         folder = pathlib.Path(sys.argv[-1])
         folder.mkdir()
         facts = {"argv": sys.argv[1:-1], "path": sys.path[:2]}
+        facts["torchrun"] = [name for name in os.environ if name.endswith(("RANK", "WORLD_SIZE"))]
         (folder / "metrics.json").write_text(json.dumps(facts))"""
     metrics, seconds = run_process(["-c", code, 7])
-    assert metrics == {"argv": ["7", "--out"], "path": [str(ROOT), "/mine"]} and seconds > 0
+    assert metrics == {"argv": ["7", "--out"], "path": [str(ROOT), "/mine"], "torchrun": []} and seconds > 0
     for code, expected in (("raise SystemExit('first\\nläst')", "läst"), ("raise SystemExit(3)", "exit code 3")):
         with pytest.raises(ExperimentError, match=f"^{expected}$"):
             run_process(["-c", code])
+    monkeypatch.setattr(
+        tempfile, "TemporaryDirectory", Mock(side_effect=FileNotFoundError(2, "No usable one in ['/']"))
+    )
+    with pytest.raises(FileError, match="^the temporary folder cannot be written: No usable one .*; set TMPDIR to one"):
+        run_process(["-c", ""])
 
 
 def test_an_interrupted_comparison_continues(tmp_path, monkeypatch, capsys):

@@ -25,8 +25,6 @@ from model import MEAN, STD, Net
 ARGS = [*DIGITS, "--batch-size", "64", "--widths", "4", "4", "4", "4", "4", "--target", "none"]
 STEPS = math.ceil(1437 / 64)  # of an epoch
 
-pytestmark = pytest.mark.usefixtures("few_steps")
-
 
 @pytest.fixture
 def ended(monkeypatch):

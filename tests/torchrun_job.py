@@ -22,7 +22,7 @@ import torch.distributed as dist
 import train
 from experiment.parallel import ParallelRun, PartLoader
 
-train.TrainLoader.FEWEST = 0  # as test_parallel.py has it
+train.TrainLoader.FEWEST = 0  # as conftest.py has it
 runs, batches, start = [], [], train.start  # (loader, model) of each run; (index, weight) of this epoch's batches
 
 
