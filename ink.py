@@ -108,9 +108,9 @@ def find_rows(ink, may_be_cut=True):
     kept = np.flatnonzero(digit > PART * digit.max(initial=0))
     groups = [kept]
     ratio = extent[:, 0] / extent[kept, 0].max(initial=1)
-    tall = [part for part in kept if ratio[part] >= TALL]
+    tall = np.flatnonzero((mass > PART * digit.max(initial=0)) & (ratio >= TALL) & (ratio <= 1 / TALL))
     if any((stop[a] <= start[b]).any() for a, b in itertools.permutations(tall, 2)):
-        groups = group(kept, start, stop)
+        groups = group(np.union1d(kept, tall), start, stop)  # with those that the edge cuts
     smallest = SMALLEST / 3 if len(groups) > 1 else SMALLEST
     if extent[kept].max(initial=0) < max(3, smallest * max(ink.shape)) or stroke < clutter * low:
         return []

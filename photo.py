@@ -50,15 +50,13 @@ def read_rows(image, name):
 
 
 def find_digits(image, pixels):
-    """(rows as of `find_rows`, scale): what is found in `image`, scaled to `pixels`, with one of its `find_papers`."""
-    small, tries = image.copy(), []
+    """(rows as of `find_rows`, scale): what the first of `find_papers` shows any in, of `image` scaled to `pixels`."""
+    small, rows = image.copy(), []
     small.thumbnail((pixels, pixels), Image.Resampling.BILINEAR)
     grey = to_grey(small)
-    for paper in find_papers(grey):
-        tries.append(find_rows(drop_lines(find_ink(grey, paper)), may_be_cut=not tries))
-        if sum(map(len, tries[-1])) == 1:
-            break
-    return max(tries, key=lambda rows: (sum(map(len, rows)) == 1, rows != [])), image.width / small.width
+    for number, paper in enumerate(find_papers(grey)):
+        rows = rows or find_rows(drop_lines(find_ink(grey, paper)), may_be_cut=number == 0)
+    return rows, image.width / small.width
 
 
 def prepare_or_keep(path):
