@@ -67,7 +67,7 @@ def drop_lines(ink):
     strongest = np.quantile(ink, 0.999)
     for picture in (ink, ink.T) if min(ink.shape) > 80 else ():  # in a smaller picture strips are mostly digit
         strips = np.array_split(np.arange(picture.shape[1]), 8)
-        profiles = np.stack([np.median(picture[:, strip], 1) for strip in strips])
+        profiles = np.stack([np.median(picture[:, strip[::3]], 1) for strip in strips])  # a third of it will do
         around = ndimage.maximum_filter1d(profiles, len(picture) // 25 | 1, axis=1)
         spanning, highest = np.quantile(around, (0.25, 0.75), axis=0)
         spanning[spanning < FAINT / 2] = 0  # noise

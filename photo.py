@@ -55,7 +55,9 @@ def find_digits(image, pixels):
     small.thumbnail((pixels, pixels), Image.Resampling.BILINEAR)
     grey = to_grey(small)
     for number, paper in enumerate(find_papers(grey)):
-        rows = rows or find_rows(drop_lines(find_ink(grey, paper)), may_be_cut=number == 0)
+        rows = find_rows(drop_lines(find_ink(grey, paper)), may_be_cut=number == 0)
+        if rows:
+            break
     return rows, image.width / small.width
 
 
