@@ -157,7 +157,11 @@ def test_where_there_are_no_test_images_held_out_ones_take_their_place(kind, arr
     [
         ("y_test", None, "mnist.npz cannot be read ('y_test … expected x_train, y_train, x_test, y_test"),
         ("x_train", lambda x: x / 255, "mnist.npz: found images float64 (70, 28, 28) … expected whole numbers from 0"),
-        ("x_test", lambda x: x + np.int64(1), "mnist.npz: found images int64 (30, 28, 28) … expected whole numbers"),
+        (
+            "x_test",
+            lambda x: x.astype(np.int64) + 1,
+            "mnist.npz: found images int64 (30, 28, 28) … expected whole numbers",
+        ),
         ("x_test", lambda x: x[:, 1:], "mnist.npz: found images uint8 (30, 27, 28) … expected (N, 28, 28) and (N,)"),
         ("y_train", lambda y: y - 1, "mnist.npz: found … labels int64 (70,), expected whole numbers from 0 to 9"),
         ("x_train", lambda x: x // 128, "mnist.npz: no pixel exceeds 1; expected … multiply by 255"),
