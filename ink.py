@@ -14,11 +14,11 @@ EVEN = 0.015  # standard deviation of brightness up to which paper is even
 FAINT = 0.1  # contrast to the paper up to which nothing is ink
 NOISE = 5  # the same in standard deviations of the paper
 RINGING = 0.04  # contrast, of the strokes', up to which a lossy format adds ink beside them
-CLUTTER = 2.5  # contrast of a digit to the paper, at least, in that of the strongest 1% beside it
-SMALLEST = 0.06  # size of a digit, of the picture's side
-PART = 0.1  # ink in a part of a digit, of the largest part's
-LINE = 0.7  # contrast of a line on the paper, at most, of the strongest ink
-TALL = 0.6  # height of another digit, of the tallest part's
+CLUTTER = 2  # contrast of a digit to the paper, at least, in that of the strongest 1% beside it
+SMALL = 0.07  # size of a digit, of the picture's side; ink in a part of a digit, of the largest part's
+SIMILAR = (
+    0.6  # height of another digit, of the tallest part's; contrast of a stroke, not of a line, of the strongest ink
+)
 
 
 def find_ink(grey, paper):
@@ -71,8 +71,8 @@ def drop_lines(ink):
         around = ndimage.maximum_filter1d(profiles, len(picture) // 25 | 1, axis=1)
         spanning, highest = np.quantile(around, (0.25, 0.75), axis=0)
         spanning[spanning < FAINT / 2] = 0  # noise
-        if ndimage.label((spanning > 0) & (around.min(0) > LINE * highest))[1] < 3:
-            spanning[highest > LINE * strongest] = 0  # a stroke
+        if ndimage.label((spanning > 0) & (around.min(0) > SIMILAR * highest))[1] < 3:
+            spanning[highest > SIMILAR * strongest] = 0  # a stroke
         for strip, profile in zip(strips, np.minimum(profiles, spanning)):
             picture[:, strip] -= profile[:, None]
     return ink
@@ -99,20 +99,20 @@ def find_rows(ink, may_be_cut=True):
     mass = ndimage.sum_labels(ink, labels, np.arange(count) + 1)
     cut = ((start == 0) | (stop == ink.shape)).any(1)
     bar = cut & (8 * extent.min(1) < extent.max(1)) & (extent != ink.shape).any(1)  # a table's rim, a line
-    large = extent.max(1) > max(3, SMALLEST * max(ink.shape))
+    large = extent.max(1) > max(3, SMALL * max(ink.shape))
     inside = (start[:, None] < start[large]) & (stop[:, None] > stop[large])
     mass[bar | (inside.all(2).sum(1) > 1)] = 0  # or a table around digits
     digit, clutter = np.where(cut, 0, mass), CLUTTER
-    if may_be_cut and digit.max(initial=0) <= PART * mass.max(initial=0):  # nothing but what the edge cuts
+    if may_be_cut and digit.max(initial=0) <= SMALL * mass.max(initial=0):  # nothing but what the edge cuts
         digit, clutter = mass, 2 * CLUTTER
-    kept = np.flatnonzero(digit > PART * digit.max(initial=0))
+    kept = np.flatnonzero(digit > SMALL * digit.max(initial=0))
     groups = [kept]
     ratio = extent[:, 0] / extent[kept, 0].max(initial=1)
-    tall = np.flatnonzero((mass > PART * digit.max(initial=0)) & (ratio >= TALL) & (ratio <= 1 / TALL))
+    tall = np.flatnonzero((mass > SMALL * digit.max(initial=0)) & (ratio >= SIMILAR) & (ratio <= 1 / SIMILAR))
     if any((stop[a] <= start[b]).any() for a, b in itertools.permutations(tall, 2)):
         groups = group(np.union1d(kept, tall), start, stop)  # with those that the edge cuts
-    smallest = SMALLEST / 3 if len(groups) > 1 else SMALLEST
-    if extent[kept].max(initial=0) < max(3, smallest * max(ink.shape)) or stroke < clutter * low:
+    smallest = SMALL * max(ink.shape) / (3 if len(groups) > 1 else 1)
+    if extent[kept].max(initial=0) < max(3, smallest) or stroke < clutter * low:
         return []
     rows = []
     for parts in groups:
@@ -131,7 +131,7 @@ def group(parts, start, stop):
     size, common = stop - start, np.minimum(stop[:, None], stop) - np.maximum(start[:, None], start)
     height, width = np.moveaxis(size, 1, 0)
     beneath = common[..., 1] > np.minimum(width[:, None], width) / 2
-    a_part = np.minimum(height[:, None], height) < TALL * height[parts].max()
+    a_part = np.minimum(height[:, None], height) < SIMILAR * height[parts].max()
     near = common[..., 0] > a_part * height[parts].max() / -4  # negative: a gap
     numbers = connected_components((beneath & near)[np.ix_(parts, parts)])[1]
     groups = [parts[numbers == number] for number in range(numbers.max() + 1)]

@@ -4,7 +4,7 @@ const MODEL = {
   "wrong": 36,
   "temperature": 0.47,
   "unsure": 0.97,
-  "smallest": 0.06,
+  "smallest": 0.07,
   "hardest": [
     {
       "label": 4,

@@ -24,7 +24,7 @@ from experiment.cli import Parser, command, path
 from experiment.datasets import load_data, load_mnist
 from experiment.errors import CheckpointError, SettingError
 from experiment.files import replace_file, write_json
-from ink import SMALLEST
+from ink import SMALL
 from model import SIDE, count_parameters
 from predict import UNSURE
 from study.results import describe_machine
@@ -63,7 +63,7 @@ def for_page(net, test, logits):
         "wrong": wrong.sum().item(),
         "temperature": net.temperature,
         "unsure": UNSURE,
-        "smallest": SMALLEST,
+        "smallest": SMALL,
         "hardest": [{"label": true, "answer": said, "pixels": b64encode(image).decode()} for true, said, image in five],
         "onnx": b64encode(to_onnx(net)).decode(),
     }

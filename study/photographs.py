@@ -70,7 +70,7 @@ KINDS = {
     "pencil in shadow": {"contrast": (0.25, 0.4), "shadow": True},
 }
 FONTS = ("DejaVuSans", "DejaVuSans-BoldOblique", "DejaVuSansMono", "DejaVuSerif-Italic", "STIXGeneralBol", "cmr10")
-THRESHOLDS = ("EVEN", "FAINT", "NOISE", "RINGING", "LINE", "CLUTTER", "SMALLEST", "PART", "TALL")  # of ink.py
+THRESHOLDS = ("EVEN", "FAINT", "NOISE", "RINGING", "CLUTTER", "SMALL", "SIMILAR")  # of ink.py
 OUTCOMES = ("right", "right?", "wrong", "wrong?", "refused")  # ?: unsure
 
 

@@ -20,7 +20,7 @@ from conftest import ROOT, missing, optional
 from PIL import Image
 
 from experiment.checkpoint import WEIGHTS, load_net
-from ink import SMALLEST, center_digit
+from ink import SMALL, center_digit
 from predict import UNSURE
 from study import export
 from train import predict
@@ -171,7 +171,7 @@ def test_an_empty_board_or_too_little_ink_has_no_answer(page, strokes, message):
     """Strokes in lengths of the smallest digit that predict.py reads."""
     guess(page)
     empty = page.evaluate(BOXES)
-    draw(page, [[(0.5, 0.5), (0.5, 0.5 + length * SMALLEST)] for length in strokes])
+    draw(page, [[(0.5, 0.5), (0.5, 0.5 + length * SMALL)] for length in strokes])
     assert (guess(page) == "") == (ink_of(page, "view").max() == 0) == bool(message)
     assert message in page.text_content("#status") and bool(message) == bool(page.text_content("#status"))
     assert page.evaluate(BOXES) == empty
