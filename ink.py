@@ -16,9 +16,7 @@ NOISE = 5  # the same in standard deviations of the paper
 RINGING = 0.04  # contrast, of the strokes', up to which a lossy format adds ink beside them
 CLUTTER = 2  # contrast of a digit to the paper, at least, in that of the strongest 1% beside it
 SMALL = 0.07  # size of a digit, of the picture's side; ink in a part of a digit, of the largest part's
-SIMILAR = (
-    0.6  # height of another digit, of the tallest part's; contrast of a stroke, not of a line, of the strongest ink
-)
+SIMILAR = 0.6  # height of another digit, of the tallest part's; contrast of strokes, not of lines, of the strongest
 
 
 def find_ink(grey, paper):
