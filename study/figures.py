@@ -4,7 +4,7 @@ import math
 
 from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
-from experiment.plots import BLUE, VERMILLION, draw_answers, mistakes
+from experiment.plots import BLUE, VERMILLION, WIDTH, draw_answers, mistakes
 from study.published import PUBLISHED
 from study.results import summarise_all
 from train import predict
@@ -41,3 +41,21 @@ def draw_overview(figure, results, weights):
     right.axis("off")
     right.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
     draw_answers(right, images, labels, logits, wrong, columns, "{} → {}")
+
+
+def draw_reliability(figure, weights):
+    """How often the net in the file `weights` is right, for groups of 100 test images by its probability."""
+    figure.set(size_inches=(WIDTH, 4), layout_engine="constrained")
+    net, (images, labels), axes = load_net(weights), load_mnist().test, figure.subplots()
+    logits = predict(net, images, "fp32")
+    right = 100.0 * (logits.argmax(1) == labels)
+    axes.plot([40, 100], [40, 100], "--", color="0.45", label="as often as it says")
+    for temperature, color in ((1.0, VERMILLION), (net.temperature, BLUE)):
+        probabilities = 100 * (logits / temperature).softmax(1).amax(1)
+        groups = probabilities.argsort().split(100)
+        points = zip(*((probabilities[group].mean(), right[group].mean()) for group in groups))
+        axes.plot(*points, "o", color=color, label=f"temperature {temperature:g}")
+    axes.set(xlabel=f"probability of the answers of {weights.stem} (%)", ylabel="right (%)")
+    axes.set(xlim=(40, 101), ylim=(40, 102))
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)

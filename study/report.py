@@ -21,7 +21,7 @@ from experiment.errors import FileError
 from experiment.files import replace_file
 from experiment.plots import drawn
 from model import Net, count_parameters
-from study.figures import draw_overview
+from study.figures import draw_overview, draw_reliability
 from study.published import PUBLISHED
 from study.results import read_results, summarise, summarise_all
 from study.runs import ROOT
@@ -200,6 +200,7 @@ def main(argv=None):
             raise FileError(f"{document}: a figure is out of date; run python -m study.report")
     if not args.check:
         replace_file(RESULTS / "overview.png", drawn(draw_overview, read_results(SESSION), WEIGHTS / "default.pth"))
+        replace_file(RESULTS / "reliability.png", drawn(draw_reliability, WEIGHTS / "best.pth"))
 
 
 if __name__ == "__main__":
