@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import matplotlib.style
 import pytest
@@ -157,6 +158,17 @@ def test_a_run_that_was_killed_before_its_last_line_draws_the_same_pictures(whol
         assert (folder / name).read_bytes() == (whole_run / name).read_bytes()
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG" and picture.width == 996 and draw.__name__ == f"draw_{name[:-4]}"
+
+
+def test_the_share_of_right_answers_is_drawn_over_the_probability_of_groups_of_100(monkeypatch):
+    _, dataset, logits = example(70, images=200)
+    for name, value in (("load_mnist", dataset), ("predict", logits), ("load_net", SimpleNamespace(temperature=0.5))):
+        monkeypatch.setattr(figures, name, lambda *given, value=value: value)
+    figures.draw_reliability(figure := Figure(), WEIGHTS / "tiny.pth")
+    for line, temperature in zip(figure.axes[0].lines[1:], (1.0, 0.5), strict=True):
+        answers = sorted((p, label == answer) for p, _, label, answer in slow_answers(dataset, logits / temperature))
+        means = [[100 * sum(column) / 100 for column in zip(*answers[i : i + 100])] for i in (0, 100)]
+        assert line.get_xydata().tolist() == [pytest.approx(mean, rel=1e-5) for mean in means]
 
 
 @pytest.mark.parametrize(("failing", "wanted"), [(PICTURES[1:2], True), (PICTURES, True), ((), False)])
