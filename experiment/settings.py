@@ -127,7 +127,7 @@ class Settings(Checked):
 
     dataset: str = setting("data", "mnist", ("mnist", "digits"), "digits: 1,797 images, part of scikit-learn")
     data_dir: str | None = setting(
-        "data", None, str, "MNIST, mnist.npz, train.csv, or pictures by class (default: ./data)"
+        "data", None, str, "MNIST's files, mnist.npz, train.csv or pictures (default: ./data)"
     )
     holdout: int | None = setting("data", None, Number(1, 1_000_000, int), "training images that choose the epoch")
 
