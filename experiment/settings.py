@@ -126,9 +126,7 @@ class Settings(Checked):
     seed: int = setting("run", 0, Number(0, 2**63 - 1, int), "seed of weights, data order, augmentation and holdout")
 
     dataset: str = setting("data", "mnist", ("mnist", "digits"), "digits: 1,797 images, part of scikit-learn")
-    data_dir: str | None = setting(
-        "data", None, str, "MNIST's files, mnist.npz, train.csv or pictures (default: ./data)"
-    )
+    data_dir: str | None = setting("data", None, str, "MNIST's files, mnist.npz, train.csv, pictures (default: ./data)")
     holdout: int | None = setting("data", None, Number(1, 1_000_000, int), "training images that choose the epoch")
 
     threads: int | None = setting("machine", None, Number(1, 1024, int), "CPU threads (default: as CPUs are free)")
