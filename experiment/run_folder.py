@@ -124,7 +124,7 @@ class RunFolder:
             self.log(f"Model: {count_parameters(self.parts[0])} parameters")
             self.log(f"Device: {machine}, torch {torch.__version__}, {settings.precision}")
             if settings.threads < (allowed := allowed_cpus()):
-                why = "those that were idle, or as --threads says"
+                why = "as many as were idle, or as --threads says"
                 self.log(f"Threads: {settings.threads} of {allowed}, {why}; the digits of a run depend on their number")
         if self.checkpoint:
             self.log(f"Resumed after epoch {len(epochs)}, torch {torch.__version__}")

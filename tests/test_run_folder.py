@@ -105,7 +105,7 @@ def test_the_log_tells_of_idle_cpus_of_full_memory_and_how_to_resume(tmp_path, m
     how = re.search(r"\nStopped: out of memory; .*; to resume: (.*)\n$", log)[1]
     python, script, *argv = shlex.split(how)
     assert (python, script) == (PYTHON, "train.py") and parse_args("", argv)[0].resume == "-run"
-    assert "\nThreads: 1 of 2, those that were idle, or as --threads says; " in log  # only then, as test_train.py says
+    assert "\nThreads: 1 of 2, as many as were idle, or as --threads says; " in log  # only then, as test_train.py says
 
 
 # Resuming
