@@ -122,8 +122,8 @@ def ratio(files):
     return (
         f"`fast` reaches a mean of 99.4% in {ours:.1f} s (n = {fast['n']}); the shortest of the five, {name}, trains "
         f"for {theirs:.0f} s{end} (n = {best['n']}): **{theirs / ours:.0f} times** as long. "
-        f"From the command to the prompt all epochs take {fast['total_seconds']:.1f} and {best['total_seconds']:.0f} s, "
-        f"{best['total_seconds'] / fast['total_seconds']:.0f} times as long."
+        f"From the command to the prompt all epochs take {fast['total_seconds']:.1f} and {best['total_seconds']:.0f} "
+        f"s, {best['total_seconds'] / fast['total_seconds']:.0f} times as long."
     )
 
 
