@@ -68,8 +68,8 @@ class TrainLoader:
     def select(self, epoch):
         """The indices of the images that `epoch` trains on, in random order."""
         count, total = self.first_count if epoch == 1 else self.later_count, len(self.labels)
-        passes = range(max(1, math.ceil(count / total)))
-        shuffled = torch.cat([torch.randperm(total, device=self.labels.device) for _ in passes])
+        passes = math.ceil(count / total)
+        shuffled = torch.cat([torch.randperm(total, device=self.labels.device) for _ in range(passes)])
         if epoch == 1 or count >= total:
             return shuffled[:count]
         at_random = round(self.RANDOM_SHARE * self.later_count)

@@ -24,9 +24,12 @@ class ImageError(FileError):
     exit_code = 1
 
 
-def prepare(image, index=0):
-    """The digit that `image` (path, PIL image or array) shows, in MNIST's form: uint8 (28, 28), white on black."""
-    name = image if isinstance(image, (str, os.PathLike)) else f"image {index}"
+def prepare(image, name="image"):
+    """The digit that `image` (path, PIL image or array) shows, in MNIST's form: uint8 (28, 28), white on black.
+
+    ImageError, by its path or else its `name`, if there is none or several.
+    """
+    name = image if isinstance(image, (str, os.PathLike)) else name
     rows = read_rows(image, name)
     if len(rows) > 1 or len(rows[0]) > 1:
         raise ImageError(f"{name}: several digits found; crop the picture to one")
@@ -65,7 +68,7 @@ def prepare_or_keep(path):
     """As `prepare`; a picture of 28x28 pixels is kept as it is, or inverted if its rim is light."""
     image = open_image(path, path)
     if image.size != (SIDE, SIDE):
-        return prepare(path)
+        return prepare(image, path)
     pixels = np.uint8(to_grey(image) * 255 + 0.5)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return 255 - pixels if np.median(rim) > 127 else pixels

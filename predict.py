@@ -39,7 +39,7 @@ def predict(images, net=None):
     """
     one_array = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((1,), (3,), (4,)))
     images = [images] if one_array or isinstance(images, (str, os.PathLike, Image.Image)) else images
-    return probabilities(net or load_net(DEFAULT), [prepare(image, i) for i, image in enumerate(images)])
+    return probabilities(net or load_net(DEFAULT), [prepare(image, f"image {i}") for i, image in enumerate(images)])
 
 
 @torch.inference_mode()
@@ -52,25 +52,26 @@ def probabilities(net, digits):
     return torch.cat([(net(batch) / getattr(net, "temperature", 1.0)).softmax(1) for batch in batches])
 
 
-def describe(file, boxes, rows):
-    """What --json says of one picture: `boxes`, rows of them, and the probabilities `rows` (N, 10) of their digits.
+def describe(file, rows, found):
+    """What --json says of one picture: `rows` as of photo.read_rows, the probabilities `found` (N, 10) of their digits.
 
     With several digits, the probability is that of the least sure one, and there is no "digit" or runner-up.
     """
-    values, answers = (found.tolist() for found in rows.topk(2))
+    values, answers = found.topk(2)
+    first, boxes = values[:, 0].tolist(), [box for row in rows for box, _ in row]
     digits = [
-        {"digit": digit, "probability": round(first, 4), "box": box}
-        for (first, _), (digit, _), box in zip(values, answers, (box for row in boxes for box in row))
+        {"digit": digit, "probability": round(probability, 4), "box": box}
+        for digit, probability, box in zip(answers[:, 0].tolist(), first, boxes)
     ]
-    found, one = iter(digits), len(digits) == 1
+    lines, one = answers[:, 0].split([len(row) for row in rows]), len(digits) == 1
     return {
         "file": file,
-        "text": "\n".join("".join(str(next(found)["digit"]) for _ in row) for row in boxes),
-        "digit": answers[0][0] if one else None,
-        "probability": min(digit["probability"] for digit in digits),
-        "runner_up": answers[0][1] if one else None,
-        "runner_up_probability": round(values[0][1], 4) if one else None,
-        "unsure": min(first for first, _ in values) < UNSURE,
+        "text": "\n".join("".join(map(str, line.tolist())) for line in lines),
+        "digit": digits[0]["digit"] if one else None,
+        "probability": round(min(first), 4),
+        "runner_up": answers[0, 1].item() if one else None,
+        "runner_up_probability": round(values[0, 1].item(), 4) if one else None,
+        "unsure": min(first) < UNSURE,
         "digits": digits,
     }
 
@@ -120,8 +121,7 @@ def main(argv=None):
         try:
             rows = read_rows(file, file)
             digits.append([digit for row in rows for _, digit in row])
-            boxes = [[box for box, _ in row] for row in rows]
-            answers.append(describe(file, boxes, probabilities(net, digits[-1])))
+            answers.append(describe(file, rows, probabilities(net, digits[-1])))
             if not args.json:
                 print(line(answers[-1]))
         except ImageError as error:

@@ -119,11 +119,11 @@ def load_net(source):
     Its attribute `temperature` is what its logits are to be divided by: of a run, that of its recipe's weights.
     """
     file = find_net(source)
+    checkpoint = Checkpoint.load(file) if file.suffix == ".pt" else None
     try:
-        if file.suffix == ".pt":
-            checkpoint = Checkpoint.load(file)
-            net, same = checkpoint.net(), WEIGHTS / f"{checkpoint.settings.recipe.name}.json"
-            about = json.loads((same if same.exists() else WEIGHTS / "default.json").read_text(encoding="utf-8"))
+        if checkpoint:
+            net, own = checkpoint.net(), WEIGHTS / f"{checkpoint.settings.recipe.name}.json"
+            about = json.loads((own if own.exists() else WEIGHTS / "default.json").read_text(encoding="utf-8"))
         else:
             about, content = json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), file.read_bytes()
             if hashlib.sha256(content).hexdigest() != about["sha256"]:
@@ -131,8 +131,6 @@ def load_net(source):
             net = Net(**about["network"])
             net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
         net.temperature = about["temperature"]
-    except CheckpointError:
-        raise
     except Exception as error:  # JSON, torch and Net have a dozen types for what is wrong
         names = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.pth")))
         expected = f"expected {names}, a run's folder or best.pt, or a NAME.pth beside its NAME.json"

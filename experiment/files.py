@@ -65,8 +65,9 @@ def sync(file):
 
 @functools.cache
 def warn(text):
-    """Print a warning once."""
-    print(f"Warning: {text}")
+    """Print a warning once, if anyone can read it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"Warning: {text}")
 
 
 def write_json(path, value):

@@ -211,7 +211,8 @@ def how_to_resume(folder, processes):
     """The shell command that resumes the run in `folder`, with this interpreter and script."""
     launcher = [sys.orig_argv[0]] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == "train.py" else "train.py"
-    words = [*launcher, script, *(["--resume", str(folder)] if str(folder)[0] != "-" else [f"--resume={folder}"])]
+    option = [f"--resume={folder}"] if str(folder).startswith("-") else ["--resume", str(folder)]
+    words = [*launcher, script, *option]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 

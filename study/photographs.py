@@ -170,15 +170,14 @@ def print_outcomes(title, pictures, net):
     print(f"{title:30}{len(pictures):6}", *(f"{counts[name] / len(pictures):9.2%}" for name in OUTCOMES), flush=True)
 
 
-def vary(module, names, groups, net):
-    """Print the outcomes with each threshold in `module` at 2/3 of its value, as it is, and at 4/3."""
-    for name in names:
-        chosen = getattr(module, name)
-        for kind in ("all digits", "blank sheets", "two digits"):
-            for value in (2 / 3 * chosen, chosen, 4 / 3 * chosen):
-                setattr(module, name, value)
-                print_outcomes(f"{name} {value:.2g}, {kind}", groups[kind], net)
-        setattr(module, name, chosen)
+def vary(module, name, values, groups, net):
+    """Print the outcomes with each of the `values` of a threshold in `module`."""
+    chosen = getattr(module, name)
+    for kind in ("all digits", "blank sheets", "two digits"):
+        for value in values:
+            setattr(module, name, value)
+            print_outcomes(f"{name} {value:.2g}, {kind}", groups[kind], net)
+    setattr(module, name, chosen)
 
 
 @command
@@ -187,8 +186,11 @@ def main(argv=None):
     print(f"# python -m study.photographs\n# {about['machine']}, {about['versions']}, weights/best.pth")
     print("# n: number of pictures; the rest: shares of them; ?: unsure; of three thresholds, the second is chosen\n")
     print(f"{'Training images':30}{'n':>6}", *(f"{name:>9}" for name in OUTCOMES))
-    vary(ink, THRESHOLDS, sample(dataset.train, 24, seed=0), net)
-    vary(predict, ["UNSURE"], sample(dataset.train, 120, seed=3), net)
+    pictures = sample(dataset.train, 24, seed=0)
+    for name in THRESHOLDS:
+        chosen = getattr(ink, name)
+        vary(ink, name, (2 / 3 * chosen, chosen, 4 / 3 * chosen), pictures, net)
+    vary(predict, "UNSURE", (0.9, predict.UNSURE, 0.99), sample(dataset.train, 120, seed=3), net)
     groups = sample(dataset.test, 200, seed=1)
     groups["MNIST as it is"] = list(zip(dataset.test.images[:1000, 0].numpy(), dataset.test.labels[:1000].tolist()))
     groups["printed digits"] = [(printed(digit, font), int(digit)) for font in FONTS for digit in string.digits]
