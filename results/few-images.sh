@@ -4,6 +4,8 @@
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+echo "# $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $(nproc) cores, one thread"
+echo "# Python $(python -c 'import platform, torch; print(platform.python_version(), "torch", torch.__version__)')"
 for recipe in default fast one-epoch best tiny; do
     for seed in 0 1 2; do
         python train.py --recipe $recipe --dataset digits --target none --threads 1 --no-plots --seed $seed \

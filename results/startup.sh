@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Seconds of `import torch`, of a whole run of `fast` with its pictures, and of its training alone, in turn, six times:
-# bash results/startup.sh > results/startup.txt
-cd "$(dirname "$0")/.."
+# (bash results/startup.sh; bash results/startup.sh CHECKOUT) > results/startup.txt, CHECKOUT being one of cdc43bc
+cd "${1:-$(dirname "$0")/..}"
+echo "# commit $(git rev-parse --short HEAD)"
 export TIMEFORMAT=%R
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
