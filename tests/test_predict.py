@@ -122,11 +122,13 @@ def test_rows_of_digits_are_read_and_shown(mnist_test, tmp_path, monkeypatch, ca
         assert 168 * column < left < right < 168 * column + 168 and 168 * row < top < bottom < 168 * row + 168
     least = min(answer["digits"], key=lambda digit: digit["probability"])
     assert answer["probability"] == least["probability"]
-    monkeypatch.setattr(predict, "UNSURE", 0.0)
-    assert main(tmp_path / "9.png") == 0
+    for threshold, unsure in ((least["probability"] + 1e-4, True), (0.0, False)):
+        monkeypatch.setattr(predict, "UNSURE", threshold)
+        assert main(tmp_path / "9.png") == 0
+        assert (output := capsys.readouterr().out).endswith("), unsure\n") == unsure
     lines = [f"{tmp_path / '9.png'}: {text}" for text in texts]
     lines[-1] += f" (least sure: {least['digit']}, {least['probability']:.0%})"
-    assert capsys.readouterr().out.splitlines() == lines
+    assert output.splitlines() == lines
     red = (np.asarray(Image.open(tmp_path / "seen.png")) == [255, 0, 0]).all(2)
     assert red[:140, :140].sum() > 500 and not red[:, 140:].any()
 
