@@ -20,9 +20,9 @@ from PIL import Image
 
 from experiment.checkpoint import WEIGHTS, load_net
 from experiment.cli import Parser, command, path
-from experiment.datasets import read_csv
 from experiment.errors import FileError
 from experiment.files import replace_file
+from experiment.sources import read_csv
 from model import SIDE
 from photo import ImageError, contact_sheet, prepare, read_rows
 

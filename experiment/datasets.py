@@ -1,19 +1,17 @@
-"""The data sets as tensors: MNIST, other data like it in several formats, scikit-learn's digits; images held out."""
+"""The data sets as tensors: files in MNIST's format, scikit-learn's digits; images held out."""
 
 import gzip
 import hashlib
 import math
 import os
-import warnings
 import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from data import Dataset, Split
-from experiment.errors import DataError, FileError, reason
+from experiment.errors import DataError, reason
 from model import SIDE
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -48,9 +46,9 @@ def load_mnist(data_dir=None):
         return load_folder(Path(data_dir))
     paths = next((paths for paths in map(find_idx, map(Path, DEFAULT_FOLDERS)) if len(paths) == len(FILES)), None)
     if paths is None:
-        from experiment.download import download
+        from experiment.sources import download  # needs torchvision, which takes a second to import
 
-        paths = download(FILES, Path("data", "MNIST", "raw"), MNIST_SHA256)
+        paths = download(FILES, Path("data"))
     return read_idx_files(paths)
 
 
@@ -59,12 +57,14 @@ def load_folder(place):
     paths = find_idx(place)
     if len(paths) == len(FILES):
         return read_idx_files(paths)
-    for name, read in (("mnist.npz", read_npz), ("train.csv", read_csv)):
+    from experiment import sources
+
+    for name, read in (("mnist.npz", sources.read_npz), ("train.csv", sources.read_csv)):
         file = place if place.suffix == Path(name).suffix else place / name
         if os.path.isfile(file):
             return make_dataset(f"{file.resolve().parent.name}/{file.name}", *read(file))
     if any(os.path.isdir(place / part / digit) for part in (".", "train") for digit in "0123456789"):
-        return make_dataset(f"{place.resolve().name} (pictures)", *read_pictures(place))
+        return make_dataset(f"{place.resolve().name} (pictures)", *sources.read_pictures(place))
     lacking = ", ".join(name for name in FILES if name not in paths)
     found = "is not a directory" if os.path.exists(place) else "does not exist"
     found = f"lacks {lacking}" if os.path.isdir(place) else found
@@ -127,63 +127,6 @@ def find_idx(folder):
             if path := next(filter(os.path.isfile, paths), None):
                 places[-1][name] = path
     return max(places, key=len)
-
-
-def read_npz(path):
-    """Keras's mnist.npz at `path`: x_train, y_train, x_test and y_test."""
-    try:
-        with np.load(path) as arrays:
-            images, labels, *test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    except Exception as error:  # NumPy has several types for what is wrong
-        raise DataError(
-            f"{path} cannot be read ({reason(error)}); expected x_train, y_train, x_test, y_test"
-        ) from error
-    return [tensor for pair in ((images, labels), test) for tensor in checked(path, *pair)]
-
-
-def read_csv(path, labelled=True):
-    """Kaggle's train.csv at `path`: a header, then rows of a label and 784 pixels; test.csv, without labels."""
-    try:
-        with open(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("error")  # "no data"
-            has_header = not file.readline()[:1].isdigit()
-            rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(has_header), ndmin=2)
-        images = rows[:, int(labelled) :].reshape(-1, SIDE, SIDE)
-    except (OSError, ValueError, UserWarning) as error:
-        expected = f"a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
-        raise DataError(f"{path} cannot be read ({reason(error)}); expected {expected}") from error
-    return checked(path, images, rows[:, 0] if labelled else np.zeros(len(rows), np.uint8))
-
-
-def read_pictures(folder):
-    """Pictures by class in `folder`, as torchvision's ImageFolder has them: train/0 to train/9 and test, or 0 to 9."""
-    from torchvision.datasets import ImageFolder
-
-    from photo import prepare_or_keep
-
-    parts = ["train" if os.path.isdir(folder / "train") else ".", *["test"] * os.path.isdir(folder / "test")]
-    tensors = []
-    for part in parts:
-        try:
-            pictures = ImageFolder(folder / part, loader=prepare_or_keep)
-            digits = torch.tensor([int(name) for name in pictures.classes])
-            images, labels = zip(*pictures)
-        except (OSError, ValueError, FileError) as error:
-            expected = "expected folders 0 to 9 with pictures of one digit"
-            raise DataError(f"{folder / part}: {reason(error)}; {expected}") from error
-        tensors += checked(folder / part, np.stack(images), digits[list(labels)].numpy())
-    return tensors
-
-
-def checked(path, images, labels):
-    """The arrays as tensors, uint8 (N, 28, 28) and (N,); DataError if they are not images and labels of digits."""
-    found = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
-    if not (images.size and images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]):
-        raise DataError(f"{path}: found {found}, expected (N, 28, 28) and (N,)")
-    for values, highest in ((images, 255), (labels, 9)):
-        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:
-            raise DataError(f"{path}: found {found}, expected whole numbers from 0 to {highest}")
-    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.uint8))
 
 
 def read_idx_files(paths):

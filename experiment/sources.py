@@ -1,0 +1,95 @@
+"""Data from elsewhere: MNIST by download, Keras's mnist.npz, Kaggle's train.csv, pictures in folders by class."""
+
+import http.client
+import os
+import socket
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiment.errors import DataError, DownloadError, FileError, reason
+from experiment.files import replace_file, writing
+from model import SIDE
+
+
+def download(names, folder):
+    """Download MNIST to MNIST/raw in `folder` by torchvision, all files `names` or none; returns {name: path}."""
+    from torchvision.datasets import MNIST
+
+    raw, timeout = folder / "MNIST" / "raw", socket.getdefaulttimeout()
+    print("MNIST is downloaded (11 MB)", flush=True)
+    with tempfile.TemporaryDirectory() as own:  # two processes may download at once
+        try:
+            socket.setdefaulttimeout(30)  # seconds that a server may be silent
+            MNIST(own, download=True)  # compares checksums
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            why = " ".join(str(error).split())
+            what = f"put {', '.join(names)} into {raw}, or run offline with --dataset digits"
+            raise DownloadError(f"MNIST was not found and could not be downloaded ({why}); {what}") from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+        with writing(raw, "name a folder with MNIST by --data-dir"):
+            raw.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                replace_file(raw / name, Path(own, "MNIST", "raw", name).read_bytes())
+    return {name: raw / name for name in names}
+
+
+def read_npz(path):
+    """Keras's mnist.npz at `path`: x_train, y_train, x_test and y_test."""
+    try:
+        with np.load(path) as arrays:
+            images, labels, *test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    except Exception as error:  # NumPy has several types for what is wrong
+        raise DataError(
+            f"{path} cannot be read ({reason(error)}); expected x_train, y_train, x_test, y_test"
+        ) from error
+    return [tensor for pair in ((images, labels), test) for tensor in checked(path, *pair)]
+
+
+def read_csv(path, labelled=True):
+    """Kaggle's train.csv at `path`: a header, then rows of a label and 784 pixels; test.csv, without labels."""
+    try:
+        with open(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("error")  # "no data"
+            has_header = not file.readline()[:1].isdigit()
+            rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(has_header), ndmin=2)
+        images = rows[:, int(labelled) :].reshape(-1, SIDE, SIDE)
+    except (OSError, ValueError, UserWarning) as error:
+        expected = f"a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
+        raise DataError(f"{path} cannot be read ({reason(error)}); expected {expected}") from error
+    return checked(path, images, rows[:, 0] if labelled else np.zeros(len(rows), np.uint8))
+
+
+def read_pictures(folder):
+    """Pictures by class in `folder`, as torchvision's ImageFolder has them: train/0 to train/9 and test, or 0 to 9."""
+    from torchvision.datasets import ImageFolder
+
+    from photo import prepare_or_keep
+
+    parts = ["train" if os.path.isdir(folder / "train") else ".", *["test"] * os.path.isdir(folder / "test")]
+    tensors = []
+    for part in parts:
+        try:
+            pictures = ImageFolder(folder / part, loader=prepare_or_keep)
+            digits = torch.tensor([int(name) for name in pictures.classes])
+            images, labels = zip(*pictures)
+        except (OSError, ValueError, FileError) as error:
+            expected = "expected folders 0 to 9 with pictures of one digit"
+            raise DataError(f"{folder / part}: {reason(error)}; {expected}") from error
+        tensors += checked(folder / part, np.stack(images), digits[list(labels)].numpy())
+    return tensors
+
+
+def checked(path, images, labels):
+    """The arrays as tensors, uint8 (N, 28, 28) and (N,); DataError if they are not images and labels of digits."""
+    found = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
+    if not (images.size and images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]):
+        raise DataError(f"{path}: found {found}, expected (N, 28, 28) and (N,)")
+    for values, highest in ((images, 255), (labels, 9)):
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:
+            raise DataError(f"{path}: found {found}, expected whole numbers from 0 to {highest}")
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.uint8))
