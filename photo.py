@@ -6,7 +6,6 @@ import math
 import os
 import textwrap
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
@@ -14,6 +13,11 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from experiment.errors import FileError, reason
 from ink import center_digit, drop_lines, find_ink, find_papers, find_rows
 from model import SIDE
+
+with contextlib.suppress(ImportError):  # for HEIC
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 PIXELS = 400  # side to which a larger picture is reduced
 
@@ -76,14 +80,11 @@ def prepare_or_keep(path):
 
 def open_image(image, name=None):
     """`image` (path, PIL image or array) as an upright 8-bit RGBA image."""
-    content, is_path = b"", isinstance(image, (str, os.PathLike))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if is_path:
-                content = Path(image).read_bytes()
-                image = decode(content)
+            image = Image.open(image) if isinstance(image, (str, os.PathLike)) else image
             if isinstance(image, Image.Image):
                 image = ImageOps.exif_transpose(image)
             if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # convert would clip more than 8 bits
@@ -92,20 +93,9 @@ def open_image(image, name=None):
     except Exception as error:  # Pillow has a dozen types for what is wrong
         why = reason(error)
         if isinstance(error, UnidentifiedImageError):
-            why = "Pillow knows no such format" if content else "the file is empty"
-            if content[4:8] == b"ftyp":
-                why = "for HEIC: pip install pillow-heif"
+            is_heic = str(name).lower().endswith((".heic", ".heif"))
+            why = "for HEIC: pip install pillow-heif" if is_heic else "Pillow knows no such format"
         raise ImageError(f"{name} cannot be read ({why}); expected a picture, such as PNG, JPEG or WebP") from error
-
-
-def decode(content):
-    """The PIL image in the bytes `content`, HEIC too if pillow-heif is installed."""
-    if content[4:8] == b"ftyp":
-        with contextlib.suppress(ImportError):
-            from pillow_heif import register_heif_opener
-
-            register_heif_opener()
-    return Image.open(io.BytesIO(content))
 
 
 def eight_bits(values):

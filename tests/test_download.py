@@ -107,9 +107,9 @@ def test_a_bad_mirror_is_named_or_the_next_one_taken(tmp_path, packed, get, mnis
 
 
 def test_a_server_of_something_else_ends_it(packed, get, tmp_path):
-    with serve({f"{FILES[0]}.gz": lambda handler: handler.wfile.write(b"no HTTP\n")}) as mirror:
-        with pytest.raises(DownloadError, match="no HTTP"):
-            get(mirror)
+    files = {f"{FILES[0]}.gz": lambda handler: handler.wfile.write(b"no HTTP\n")}
+    with serve(files) as mirror, pytest.raises(DownloadError, match="no HTTP"):
+        get(mirror)
     assert not (tmp_path / "data").exists()
 
 
