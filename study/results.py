@@ -1,7 +1,6 @@
 """The results of benchmark.py: what a run adds to its JSON, and the statistics over all runs."""
 
 import contextlib
-import itertools
 import json
 import os
 import platform
@@ -37,7 +36,8 @@ def add_run(result, metrics, process_seconds, jobs=1):
 def summarise(runs):
     """Mean, sample standard deviation, from five runs on a 95% confidence interval (Student's t), times, and more.
 
-    `seconds`: medians up to the end of each epoch; `first_epoch`: the first with a mean accuracy of 99.4%, or None.
+    `first_epoch` is the first with a mean accuracy of 99.4%, or None. Times are medians of the runs: of training and of
+    the whole process, and the same without the training of later epochs, `to_target`.
     """
     from scipy.stats import t
 
@@ -49,8 +49,8 @@ def summarise(runs):
         std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)] if n >= 5 else None
     by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
     epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if round(accuracy, 6) >= TARGET), None)
-    medians = map(statistics.median, zip(*(run["epoch_seconds"] for run in runs)))
-    seconds = list(itertools.accumulate(medians))
+    training, whole = [sum(run["epoch_seconds"]) for run in runs], [run["total_seconds"] for run in runs]
+    later = [sum(run["epoch_seconds"][epoch or len(by_epoch) :]) for run in runs]
     return {
         "n": n,
         "epochs": len(by_epoch),
@@ -62,9 +62,10 @@ def summarise(runs):
         "min": min(finals),
         "reached": sum(final >= TARGET for final in finals),
         "first_epoch": epoch,
-        "seconds": seconds,
-        "seconds_to_target": seconds[epoch - 1] if epoch else seconds[-1],
-        "total_seconds": statistics.median(run["total_seconds"] for run in runs),
+        "seconds": statistics.median(training),
+        "seconds_to_target": statistics.median(all_epochs - rest for all_epochs, rest in zip(training, later)),
+        "total_seconds": statistics.median(whole),
+        "total_seconds_to_target": statistics.median(process - rest for process, rest in zip(whole, later)),
         "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs) or None,
     }
 
