@@ -4,9 +4,9 @@ import math
 
 from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
-from experiment.plots import BLUE, VERMILLION, WIDTH, draw_answers, mistakes
+from experiment.plots import BLUE, VERMILLION, WIDTH, draw_answers, log_scale, mistakes
 from study.published import PUBLISHED
-from study.results import summarise_all
+from study.results import interval, summarise_all
 from train import predict
 
 
@@ -59,3 +59,38 @@ def draw_reliability(figure, weights):
     axes.set(xlim=(40, 101), ylim=(40, 102))
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_frontier(figure, points, public):
+    """Accuracy over parameters.
+
+    `points`: {name: (parameters, accuracies of runs)}, drawn as means with 95% intervals; `public`: dicts of
+    repository, parameters, accuracy, and of how many runs it is the best.
+    """
+    from matplotlib.ticker import LogLocator
+
+    figure.set(size_inches=(WIDTH, 5.2), layout_engine="constrained")
+    axes = figure.subplots()
+    for is_one, label in ((True, "published: best epoch of one run"), (False, "published: best of several runs")):
+        rows = [row for row in public if (row["runs"] == "1") == is_one]
+        x, y = [int(row["parameters"]) for row in rows], [100 - float(row["accuracy"]) for row in rows]
+        axes.plot(x, y, "o", color=VERMILLION, fillstyle="full" if is_one else "none", label=label)
+        for row, *place in zip(rows, x, y):
+            owner = row["repository"].split("/")[0]
+            axes.annotate(owner, place, (5, -2.5), textcoords="offset points", fontsize=7)
+    family, plain = [], []
+    for name, (parameters, accuracies) in points.items():
+        low, high = interval(accuracies)
+        (plain if name == "default" else family).append((parameters, 100 - (low + high) / 2, (high - low) / 2))
+    for own, style, label in ((family, "o-", "ours: mean after the last epoch, 95% interval"), (plain, "s", "default")):
+        axes.errorbar(*zip(*sorted(own)), fmt=style, color=BLUE, capsize=3, label=label)
+    log_scale(axes, lambda error, _: f"{100 - error:g}", "test accuracy (%)")
+    axes.set(xscale="log", xlabel="parameters")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=()))
+    axes.yaxis.set_major_locator(LogLocator(subs=range(1, 8)))
+    axes.invert_yaxis()
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)

@@ -8,6 +8,7 @@ In a document, "<!-- KIND: FILE... -->" and "<!-- end -->" enclose what the func
 named relative to the document.
 """
 
+import csv
 import json
 import re
 import statistics
@@ -21,12 +22,13 @@ from experiment.errors import FileError
 from experiment.files import replace_file
 from experiment.plots import drawn
 from model import Net, count_parameters
-from study.figures import draw_overview, draw_reliability
+from study.figures import draw_frontier, draw_overview, draw_reliability
 from study.published import PUBLISHED
-from study.results import read_results, summarise, summarise_all
+from study.results import interval, read_results, summarise, summarise_all
 from study.runs import ROOT
 
 RESULTS = ROOT / "results"
+FRONTIER = [RESULTS / name for name in ("frontier.jsonl", "default.json", "tiny.json", "best.json")]
 SESSION = RESULTS / "side-by-side.json"  # all recipes in one session: its times compare
 DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", ROOT / "weights" / "README.md")
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
@@ -70,9 +72,10 @@ def markdown(columns, rows):
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def table(results, columns):
-    """A Markdown table of those `results` that have runs, with the times of the SESSION."""
-    pairs = [(result, session_of(result)) for result in results if result["runs"]]
+def table(files, columns):
+    """A Markdown table of all results in the files that have runs, with the times of the SESSION."""
+    results = [result for file in files for result in read_results(file) if result["runs"]]
+    pairs = [(result, session_of(result)) for result in results]
     rows = [cells(result, timed) | ({} if timed else dict.fromkeys(TIMES, "–")) for result, timed in pairs]
     return markdown(columns, ([row[column] for column in columns] for row in rows))
 
@@ -91,11 +94,6 @@ def read(path):
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error}; restore it") from error
-
-
-def tables(files, columns):
-    """The table of all results in the files."""
-    return table([result for file in files for result in read_results(file)], columns)
 
 
 def machine(files):
@@ -150,6 +148,43 @@ def scaling(files):
     return markdown(("what differs", "seconds per epoch", "peak MB"), rows)
 
 
+def csv_rows(file):
+    """Each row of a CSV file as a dict."""
+    return list(csv.DictReader(read(file).splitlines()))
+
+
+def public(files):
+    """A table of what other repositories publish."""
+    rows = [
+        (f"[{name}](https://github.com/{name})", f"{int(parameters):,}", accuracy, runs)
+        for name, parameters, accuracy, runs in map(dict.values, csv_rows(files[0]))
+    ]
+    return markdown(("repository", "parameters", "accuracy (%)", "best of runs"), rows)
+
+
+def frontier(files):
+    """{what is trained: (parameters, accuracies of runs)} of the files of study.tune (.jsonl) and benchmark.py."""
+    points = {}
+    for file in files:
+        if file.suffix == ".jsonl":
+            for row in map(json.loads, read(file).splitlines()):
+                name = f"{row['recipe']} {row['set']}"
+                points.setdefault(name, (row["parameters"], []))[1].append(row["accuracy"])
+        else:
+            for result in read_results(file):
+                points[result["recipe"]] = result["params"], [run["final_test_accuracy"] for run in result["runs"]]
+    return dict(sorted(points.items(), key=lambda point: point[1][0]))
+
+
+def frontier_table(files):
+    """A table of the points that draw_frontier draws."""
+    rows = []
+    for name, (parameters, found) in frontier(files).items():
+        accuracy = f"{statistics.fmean(found):.3f} ± {statistics.stdev(found):.3f}% ({len(found)})"
+        rows.append((f"{parameters:,}", f"`{name}`", accuracy, "{:.3f} to {:.3f}".format(*interval(found))))
+    return markdown(("parameters", "recipe and flags", "mean ± std (n)", "95% CI of the mean"), rows)
+
+
 def layers(files):
     """A table of the blocks of the default network."""
     net, rows = Net().eval(), []
@@ -165,14 +200,16 @@ def layers(files):
 
 KINDS = {
     "layers": layers,
-    "summary table": lambda files: tables(files, SUMMARY),
-    "accuracy table": lambda files: tables(files, ACCURACY),
-    "time table": lambda files: tables(files, ("recipe", *TIMES)),
-    "log": lambda files: f"```\n{read(files[0])}```",
+    "summary table": lambda files: table(files, SUMMARY),
+    "accuracy table": lambda files: table(files, ACCURACY),
+    "time table": lambda files: table(files, ("recipe", *TIMES)),
+    "log": lambda files: f"```\n{read(files[0])[read(files[0]).find('Epoch') :]}```",  # without which run it is
     "machine": machine,
     "ratio": ratio,
     "weights": weights,
     "scaling": scaling,
+    "public": public,
+    "frontier": frontier_table,
 }
 
 
@@ -204,6 +241,8 @@ def main(argv=None):
             raise FileError(f"{document}: a figure is out of date; run python -m study.report")
     if not args.check:
         replace_file(RESULTS / "overview.png", drawn(draw_overview, read_results(SESSION), WEIGHTS / "default.pth"))
+        points, others = frontier(FRONTIER), csv_rows(RESULTS / "public.csv")
+        replace_file(RESULTS / "frontier.png", drawn(draw_frontier, points, others))
         replace_file(RESULTS / "reliability.png", drawn(draw_reliability, WEIGHTS / "best.pth"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import assert_one_line
 from matplotlib.colors import to_hex
@@ -27,7 +28,7 @@ def document(tmp_path, monkeypatch):
     """A document with tables and a log of files beside it, all of them empty."""
     monkeypatch.setattr(report, "SESSION", tmp_path / "a.json")
     (tmp_path / "a.json").write_text(json.dumps([result("default", *[99.31, 99.51] * 3), result("net-9720")]))
-    (tmp_path / "log.txt").write_text("one\ntwo\n")
+    (tmp_path / "log.txt").write_text("Run: x\nEpoch 1\ntwo\n")
     path = tmp_path / "README.md"
     kinds = ("summary table: a.json", "accuracy table: a.json a.json", "time table: a.json", "log: log.txt")
     path.write_text("before\n" + "".join(f"<!-- {kind} -->\n<!-- end -->\nbetween\n" for kind in kinds))
@@ -44,7 +45,7 @@ def test_markers_are_filled_and_a_second_time_changes_nothing(document, capsys):
     row = "| default | 1,000 | 2 | 2 | 99.410 ± 0.110% (6) | 99.295 to 99.525 | 99.31 | 3 of 6 |\n"
     assert row + row + "<!-- end -->" in text and "net-9720" not in text  # it has no runs
     assert "| default | 8.0 (epoch 2) | 8.0 | 12.0 | 12.0 | 500 |\n<!-- end -->" in text
-    assert "<!-- log: log.txt -->\n```\none\ntwo\n```\n<!-- end -->" in text
+    assert "<!-- log: log.txt -->\n```\nEpoch 1\ntwo\n```\n<!-- end -->" in text
     assert main([str(report.SESSION)]) == 0 and capsys.readouterr().out.count("\n") == 2  # only a table
     report.SESSION = document.with_name("other.json")  # until monkeypatch restores it
     for there in (result("default"), {**result("default", 99.4), "config": {"lr": 2.0}}, result("fast", 99.4)):
@@ -107,3 +108,28 @@ def test_a_bar_is_as_long_as_the_recipe_takes_and_shows_whose_it_is(tmp_path):
     assert texts == [(text, (seconds, y)) for y, (text, seconds) in enumerate(zip(expected, (8, 90, 400)))]
     assert axes.get_xscale() == "log" and axes.yaxis_inverted() and axes.get_xlim()[1] > 400 > 1 == axes.get_xlim()[0]
     assert "training seconds to a mean of 99.4%" in axes.get_title() and axes.get_xlabel() == "logarithmic scale"
+
+
+def test_the_frontier_has_a_mean_for_each_net_and_what_others_publish(tmp_path):
+    rows = [("tiny", "--epochs 2", 500, 99.0), ("tiny", "", 1000, 99.5), ("tiny", "--epochs 2", 500, 99.2)]
+    rows = [dict(zip(("recipe", "set", "parameters", "accuracy"), row)) for row in (*rows, rows[1])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.json").write_text(json.dumps([{**result("default", 99.5, 99.6), "params": 2000}]))
+    files = [tmp_path / "b.json", tmp_path / "a.jsonl"]
+    half = 12.706 * 0.1  # Student's t for one degree of freedom, times the standard error
+    row = f"| 500 | `tiny --epochs 2` | 99.100 ± 0.141% (2) | {99.1 - half:.3f} to {99.1 + half:.3f} |"
+    assert row in KINDS["frontier"](files).splitlines()[2]
+    content = "repository,parameters,accuracy,runs\na/b,697,99.03,about 700\nc/d,3130,99.45,1\n"
+    (tmp_path / "public.csv").write_text(content)
+    link = "| [a/b](https://github.com/a/b) | 697 | 99.03 | about 700 |"
+    assert link in KINDS["public"]([tmp_path / "public.csv"])
+    figure, points = Figure(), report.frontier(files)
+    figures.draw_frontier(figure, points, report.csv_rows(tmp_path / "public.csv"))
+    [axes] = figure.axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines if line.get_label()[0] != "_"}
+    assert list(drawn.values()) == [[[3130, pytest.approx(0.55)]], [[697, pytest.approx(0.97)]]]
+    family, plain = (bars.lines[0].get_xydata() for bars in axes.containers)
+    assert family == pytest.approx(np.array([[500, 0.9], [1000, 0.5]])) and plain == pytest.approx(
+        np.array([[2000, 0.45]])
+    )
+    assert [text.get_text() for text in axes.texts] == ["c", "a"] and axes.yaxis_inverted()
