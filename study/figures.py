@@ -25,22 +25,22 @@ def draw_seconds_to_target(axes, results):
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(1, 20 * seconds), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
     axes.minorticks_off()
-    axes.set(xlabel="logarithmic scale", title="training seconds to a mean of 99.4%; hatched: it stays below")
+    axes.set(xlabel="logarithmic scale", title="training seconds to a mean of 99.4%; hatched: the mean stays below")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_overview(figure, results, weights):
     """Seconds to a mean of 99.4% of all recipes; every mistake of the net in the file `weights`."""
-    figure.set(size_inches=(13, 4.6), layout_engine="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_seconds_to_target(left, results)
+    figure.set(size_inches=(WIDTH, 6), layout_engine="constrained")
+    above, below = figure.subplots(2, height_ratios=(3, 2))
+    draw_seconds_to_target(above, results)
     images, labels = load_mnist().test
     logits = predict(load_net(weights), images, "fp32")
-    wrong, columns = mistakes(labels, logits), 9
-    right.set(xlim=(0, columns), ylim=(1.25 * math.ceil(len(wrong) / columns), 0), aspect="equal", autoscale_on=False)
-    right.axis("off")
-    right.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
-    draw_answers(right, images, labels, logits, wrong, columns, "{} → {}")
+    wrong, columns = mistakes(labels, logits), 14
+    below.set(xlim=(0, columns), ylim=(1.25 * math.ceil(len(wrong) / columns), 0), aspect="equal", autoscale_on=False)
+    below.axis("off")
+    below.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
+    draw_answers(below, images, labels, logits, wrong, columns, "{} → {}")
 
 
 def draw_reliability(figure, weights):
