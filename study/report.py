@@ -61,9 +61,12 @@ def cells(result, timed=None):
 
 
 def session_of(result):
-    """The result of the same recipe and settings in the SESSION, if it has runs."""
-    there = (other for other in read_results(SESSION) if all(other[k] == result[k] for k in ("recipe", "config")))
-    return next((other for other in there if other["runs"]), None)
+    """The result of the same recipe and settings in the SESSION, if it has runs; settings may have been added since."""
+    for other in read_results(SESSION):
+        same = all(other["config"].get(name) == value for name, value in result["config"].items())
+        if other["recipe"] == result["recipe"] and same and other["runs"]:
+            return other
+    return None
 
 
 def markdown(columns, rows):

@@ -11,7 +11,7 @@ from experiment.settings import Recipe, Settings, setting_fields
 ALLOWED = {"widths": (1, 4096), "dropout": (0, 0.99), "margin": (0, 4), "antialias": ("none", "second", "both")}
 ALLOWED |= {"epochs": (1, 100_000), "first_share": (1e-9, 1), "later_share": (1e-9, 1), "batch_size": (1, 1_000_000)}
 ALLOWED |= {"lr": (1e-9, 1000), "warmup": (0.01, 0.99), "momentum": (0.01, 0.999), "separable": (False, True)}
-ALLOWED |= {"weight_decay": (0, 1), "label_smoothing": (0, 0.9), "augment_until": (0, 1)}
+ALLOWED |= {"memory": (0, 0.99), "weight_decay": (0, 1), "label_smoothing": (0, 0.9), "augment_until": (0, 1)}
 ALLOWED |= {"rotation": (0, 180), "translate": (0, 1), "scale": (0, 0.9), "shear": (0, 60)}
 ALLOWED |= {"target": (1e-9, 100), "seed": (0, 2**63 - 1), "holdout": (1, 1_000_000), "threads": (1, 1024)}
 ALLOWED |= {"dataset": ("mnist", "digits"), "data_dir": ("a", "/b c"), "device": ("auto", "cpu", "cuda", "mps")}
