@@ -25,7 +25,8 @@ def draw_seconds_to_target(axes, results):
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(1, 20 * seconds), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
     axes.minorticks_off()
-    axes.set(xlabel="logarithmic scale", title="training seconds to a mean of 99.4%; hatched: the mean stays below")
+    title = "training seconds until the mean is 99.4%; hatched: all, as it stays below"
+    axes.set(xlabel="logarithmic scale", title=title)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -39,7 +40,7 @@ def draw_overview(figure, results, weights):
     wrong, columns = mistakes(labels, logits), 14
     below.set(xlim=(0, columns), ylim=(1.25 * math.ceil(len(wrong) / columns), 0), aspect="equal", autoscale_on=False)
     below.axis("off")
-    below.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
+    below.set_title(f"all {len(wrong)} mistakes of the weights {weights.stem} on the test set: true → predicted")
     draw_answers(below, images, labels, logits, wrong, columns, "{} → {}")
 
 

@@ -100,13 +100,12 @@ def read(path):
 
 
 def machine(files):
-    """The machine, versions and numbers of runs of the file."""
+    """The machine, version and numbers of runs of the file."""
     results = read_results(files[0])
     first, counts = results[0], [len(result["runs"]) for result in results]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     threads = "1 thread" if first["threads"] == 1 else f"{first['threads']} threads"
-    what = f"Times: medians of {min(counts)} to {max(counts)} runs, {threads} of {first['machine']}; {versions}"
-    return f"{what}. Training excludes start-up and evaluation."
+    where = f"{threads} of {first['machine']}; PyTorch {first['versions']['torch']}"
+    return f"Times: medians of {min(counts)} to {max(counts)} runs, {where}. Training excludes start-up and evaluation."
 
 
 def ratio(files):
@@ -114,7 +113,7 @@ def ratio(files):
     summaries = summarise_all(read_results(files[0]))
     fast = summaries["fast"]
     ours = fast["seconds_to_target"], fast["total_seconds_to_target"]
-    text = f"`fast` reaches a mean of 99.4% in {ours[0]:.1f} s of training, {ours[1]:.1f} s from command to prompt"
+    text = f"`fast` reaches a mean of 99.4% in {ours[0]:.2f} s of training, {ours[1]:.2f} s for the whole process"
     lines = [f"{text} (n = {fast['n']})."]
     for gets_there, what in ((True, "that gets there"), (False, "that does not")):
         names = [name for name in PUBLISHED if name in summaries and gets_there == bool(summaries[name]["first_epoch"])]
@@ -122,11 +121,9 @@ def ratio(files):
             name = min(names, key=lambda name: summaries[name]["seconds_to_target"])
             other = summaries[name]
             seconds, total = other["seconds_to_target"], other["total_seconds_to_target"]
-            end = f"mean {other['by_epoch'][-1]:.2f}%, n = {other['n']}"
+            found = f"{seconds:.0f} and {total:.0f} s (mean {other['by_epoch'][-1]:.2f}%, n = {other['n']})"
             times = f"**{seconds / ours[0]:.0f} and {total / ours[1]:.0f} times** as long"
-            lines.append(
-                f"The quickest of the five {what}, {name}, takes {seconds:.0f} and {total:.0f} s ({end}): {times}."
-            )
+            lines.append(f"The quickest of the five {what}, {name}, takes {found}: {times}.")
     return "\n".join(lines)
 
 
