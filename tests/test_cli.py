@@ -254,9 +254,3 @@ def test_each_known_error_is_one_line_and_an_exit_code(error, capsys):
 def test_a_bug_is_not_hidden(error):
     with pytest.raises(type(error)):
         end_by(error)
-
-
-def test_full_memory_is_logged_with_what_to_do(tmp_path, capsys, on_forward):
-    on_forward(lambda *_: torch.empty(2**60))
-    assert_refused(capsys, [*RUN, "--out", tmp_path / "run"], "out of memory; try a smaller --batch-size")
-    assert "\nStopped: out of memory; try a smaller" in (tmp_path / "run" / "log.txt").read_text()
