@@ -1,6 +1,5 @@
 """Several processes that train one model: what they exchange, and how a job ends."""
 
-import json
 import os
 import re
 import signal
@@ -28,8 +27,7 @@ FLAGS = ["--dataset", "digits", *SMALL, "--no-plots", "--lr", 0.3]
 TRAIN = [*FLAGS, "--epochs", 4, "--batch-size", 97, "--later-share", 0.4, "--holdout", 200]
 STEPS = [*FLAGS, "--epochs", 3, "--batch-size", 11, "--later-share", 1, "--holdout", 1426]  # parts of 6 and 5 images
 STEPS += ["--dropout", 0, "--augment-until", 0]
-
-
+JOB = [sys.executable, "tests/torchrun_job.py"]
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PET_STANDALONE": "1"}
 
@@ -38,26 +36,19 @@ def lines(text):
     return [line for line in text.splitlines() if not re.match(r"\[[WE]\d", line)]  # but for torch's log
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """two(*argvs, **variables): (exit codes, lines of stderr) of two processes that find each other, without torchrun.
+def two(*argvs, **variables):
+    """(exit codes, lines of stderr) of two processes that find each other, without torchrun.
 
     It might end one of them before the other can tell.
     """
-
-    def two(*argvs, **variables):
-        with socket.create_server(("localhost", 0)) as server:
-            variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
-        files, processes = [tmp_path_factory.mktemp("two") / rank for rank in "01"], []
-        for argv, file in zip(argvs, files, strict=True):
-            own = {"RANK": file.name, "LOCAL_RANK": file.name, "STDERR": str(file)}
-            processes.append([[*map(str, argv)], {**variables, **own}])
-        print(json.dumps(processes), file=starter.stdin, flush=True)
-        return json.loads(starter.stdout.readline()), [lines(file.read_text()) for file in files]
-
-    command, pipes = [sys.executable, "tests/torchrun_job.py"], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes) as starter:
-        yield two
+    with socket.create_server(("localhost", 0)) as server:
+        variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes, options = [], {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    for rank, argv in zip("01", argvs, strict=True):
+        environment = {**ENVIRONMENT, **variables, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(subprocess.Popen([*JOB, *map(str, argv)], env=environment, **options))
+    errors = [lines(process.communicate(timeout=300)[1]) for process in processes]
+    return [process.returncode for process in processes], errors
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +104,7 @@ def test_the_steps_of_two_processes_are_those_of_one(job, tmp_path, monkeypatch)
     assert one.norm() > 0.05 and (two - one).norm() < 1e-5 * one.norm()
 
 
-def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, two, tmp_path, capsys):
+def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, tmp_path, capsys):
     folder = tmp_path / "run"
     codes, errors = two(*[[*TRAIN, "--out", folder]] * 2, DIE="1 2")
     assert codes == [2, -signal.SIGKILL] and errors[1] == [] and len(errors[0]) == 1
@@ -127,7 +118,7 @@ def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, tw
     assert same(without_times(folder), without_times(job.folder / "run"))
 
 
-def test_processes_with_different_data_are_refused(two, mnist_dir, tmp_path):
+def test_processes_with_different_data_are_refused(mnist_dir, tmp_path):
     (tmp_path / "other").mkdir()
     for file in mnist_dir.iterdir():
         (tmp_path / "other" / file.name).write_bytes(file.read_bytes()[:-1] + b"\1")

@@ -2,14 +2,8 @@
 
 Command lines between "--" are runs of one job. The environment variable DIE is "RANK EPOCH": this process kills itself
 after that epoch. RECORD is a folder: each process writes there what it trained on, and what it holds after every epoch.
-
-Without torchrun it is imported once for many jobs: each line of its input is a list, for every process its command line
-and its environment variables, of which STDERR names a file. It answers each line by their exit codes.
 """
 
-import gc
-import importlib
-import json
 import os
 import signal
 import sys
@@ -66,26 +60,7 @@ def shared(result, run, *_):
     run.end = lambda logits: [end(logits), save("end", logits=logits)]
 
 
-def forked(jobs):
-    """The argv of this process, a child of the one that reads the `jobs`."""
-    for name in ("sklearn.datasets", "sklearn.model_selection", "torch._dynamo"):  # which each child would import
-        importlib.import_module(name)
-    gc.freeze()  # or each child would go through all that
-    for processes in map(json.loads, jobs):
-        children = []
-        for argv, variables in processes:
-            children.append(os.fork())
-            if not children[-1]:
-                signal.alarm(300)
-                os.environ.update(variables)
-                for number, file in ((1, os.devnull), (2, os.environ["STDERR"])):
-                    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-                return argv
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
-    sys.exit()
-
-
 after("share", ParallelRun, shared)
 after("record", PartLoader, lambda _, loader, index, losses: batches.append((index, loader.weight)))
 train.start = start_all
-sys.exit(train.main(sys.argv[1:] if "RANK" in os.environ else forked(sys.stdin), on_epoch=on_epoch))
+sys.exit(train.main(sys.argv[1:], on_epoch=on_epoch))
