@@ -1,23 +1,24 @@
-"""The trained weights are what their descriptions say, and damage is named."""
+"""Weights: what is exported, what their descriptions say, and damage is named."""
 
 import importlib
 import json
+import math
 import sys
 from types import ModuleType
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, run, same
+from conftest import DIGITS, ROOT, SMALL, assert_one_line, optional, run, same
 
 from experiment.checkpoint import WEIGHTS, Checkpoint, load_net
+from experiment.datasets import load_data
 from experiment.errors import CheckpointError
 from study import export
 from study.export import save_net
+from train import predict
 
-NAMES = ("default", "best", "tiny")
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["default", "best", "tiny"])
 def test_torch_hub_gives_them_whatever_else_is_called_model(name, monkeypatch, tmp_path):
     (tmp_path / "model.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -76,3 +77,32 @@ def test_damaged_weights_are_one_line(saved, damage, expected):
     with pytest.raises(CheckpointError, match=expected) as raised:
         load_net(saved)
     assert str(raised.value).startswith(f"{saved} cannot be loaded") and "\n" not in str(raised.value)
+
+
+def test_an_onnx_file_is_whole_takes_any_batch_names_no_path_and_answers_as_its_network(whole_run, tmp_path, capsys):
+    runtime, *_ = map(optional, ("onnxruntime", "onnx", "onnxscript"))
+    out, wrong, net = tmp_path / "net.onnx", tmp_path / "net.pt", load_net(whole_run / "best.pt")
+    with pytest.raises(SystemExit, match="2"):
+        export.main([str(whole_run / "best.pt"), "--out", str(wrong)])  # which might be a checkpoint
+    assert_one_line(capsys.readouterr(), f"found {wrong}, expected a name that ends in .onnx", name="export.py")
+    assert export.main([str(whole_run / "best.pt"), "--out", str(out)]) == 0
+    content = out.read_bytes()
+    assert [*tmp_path.iterdir()] == [out] and b".py" not in content and str(ROOT).encode() not in content
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for count in (1, 7):
+        images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8)
+        found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        torch.testing.assert_close(found, predict(net, images, "fp32"), atol=1e-4, rtol=0)
+
+
+def test_the_temperature_is_that_of_logits_whose_probabilities_are_known(tmp_path, monkeypatch):
+    assert run(*DIGITS, "--epochs", 1, "--recipe", "tiny", "--holdout", 700, "--out", tmp_path / "run") == 0
+    labels = load_data(Checkpoint.load(tmp_path / "run" / "last.pt").settings).holdout.labels
+    fair = 4 * torch.nn.functional.one_hot(labels, 10) + torch.zeros(700, 10)
+    wrong = torch.randperm(700)[: round(700 * 9 / (9 + math.exp(4)))]  # as many as such logits say
+    fair[wrong] = fair[wrong].roll(1, 1)
+    monkeypatch.setattr(export, "predict", lambda net, images, precision: 0.6 * fair)
+    (tmp_path / "tiny.json").write_text('{"correct": 1}')
+    file = export.fit_temperature(tmp_path / "run", tmp_path)
+    about = json.loads(file.read_text())
+    assert about["correct"] == 1 and about["temperature"] == pytest.approx(0.6, abs=0.02)

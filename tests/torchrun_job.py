@@ -14,25 +14,26 @@ import torch
 import torch.distributed as dist
 
 import train
-from experiment.parallel import ParallelRun, PartLoader
+from experiment.parallel import ParallelRun
 
 train.TrainLoader.FEWEST = 0  # as conftest.py has it
-runs, batches, start = [], [], train.start  # (loader, model) of each run; (index, weight) of this epoch's batches
+runs, batches, start = [], [], train.start  # of this epoch's batches (index, weight)
 
 
-def start_all(argv, *options):
-    for is_end, part in groupby(argv, "--".__eq__):
-        if is_end:  # a batch's statistics depend on its parts: the next runs keep the first ones of BatchNorm
-            torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
-        else:
-            start(list(part), *options)
+class RecordedRun(ParallelRun):
+    def share(self, *parts):
+        self.loader, self.model = super().share(*parts)
+        record, end = self.loader.record, self.end
+        self.loader.record = lambda index, losses: [record(index, losses), batches.append((index, self.loader.weight))]
+        self.end = lambda logits: [end(logits), save("end", logits=logits)]
+        runs.append(self)
+        return self.loader, self.model
 
 
 def save(when, **values):
     if "RECORD" in os.environ:
-        loader, model = runs[-1]
-        values |= {"batches": batches, "hardness": loader.hardness, "model": model.module.state_dict()}
-        torch.save(values, f"{os.environ['RECORD']}/{len(runs)}-{when}-{dist.get_rank()}.pt")
+        values |= {"hardness": runs[-1].loader.hardness, "model": runs[-1].model.module.state_dict()}
+        torch.save(values | {"batches": batches}, f"{os.environ['RECORD']}/{len(runs)}-{when}-{dist.get_rank()}.pt")
     batches.clear()
 
 
@@ -42,25 +43,13 @@ def on_epoch(history):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def after(method, cls, hook):
-    """Let hook(result, *arguments) follow each call of the method."""
-    original = getattr(cls, method)
-
-    def call(*args):
-        result = original(*args)
-        hook(result, *args)
-        return result
-
-    setattr(cls, method, call)
+def start_all(argv, on_epoch, _):
+    for is_end, part in groupby(argv, "--".__eq__):
+        if is_end:  # a batch's statistics depend on its parts: the next runs keep the first ones of BatchNorm
+            torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+        else:
+            start(list(part), on_epoch, RecordedRun)
 
 
-def shared(result, run, *_):
-    runs.append(result)
-    end = run.end
-    run.end = lambda logits: [end(logits), save("end", logits=logits)]
-
-
-after("share", ParallelRun, shared)
-after("record", PartLoader, lambda _, loader, index, losses: batches.append((index, loader.weight)))
 train.start = start_all
 sys.exit(train.main(sys.argv[1:], on_epoch=on_epoch))
