@@ -160,10 +160,12 @@ def test_a_drawn_digit_is_read_and_centred_as_a_picture_is(page, digit):
         assert scale < 1 or page.text_content("#verdict") == f"{digit}{max(probabilities(page)):.0%}"
 
 
-def test_an_answer_below_the_threshold_of_predict_py_is_unsure(page):
+def test_the_page_says_what_it_is_and_that_an_answer_below_the_threshold_of_predict_py_is_unsure(page):
     draw(page, [[(0.7, 0.15), (0.3, 0.15), (0.3, 0.85), (0.7, 0.85)], [(0.3, 0.5), (0.6, 0.5)]])  # an E
     assert guess(page) and UNSURE - 0.1 < max(probabilities(page)) < UNSURE
     assert page.text_content("#verdict span").endswith("%\nunsure")
+    assert f"network of {page.evaluate('MODEL.parameters'):,} parameters" in page.text_content("header")
+    assert page.get_attribute("#source", "href") == "../README.md"
 
 
 @pytest.mark.parametrize("strokes, message", [([], "mouse"), ([0], "larger"), ([0.8], "larger"), ([1.2], "")])
@@ -186,13 +188,14 @@ def test_the_logits_of_test_images_are_those_of_pytorch(page, mnist_test):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_the_page_has_best_pth_and_what_it_is_most_wrong_on(mnist_test, monkeypatch):
+def test_the_page_is_small_and_has_best_pth_and_what_it_is_most_wrong_on(mnist_test, monkeypatch):
     net, model = load_net(WEIGHTS / "best.pth"), json.loads(export.PAGE.read_text().partition("=")[2].rstrip(";\n"))
     session = optional("onnxruntime").InferenceSession(base64.b64decode(model["onnx"]))
     logits = torch.from_numpy(session.run(["logits"], {"images": mnist_test.images.numpy()})[0])
     torch.testing.assert_close(logits[:500], predict(net, mnist_test.images[:500], "fp32"), atol=1e-4, rtol=0)
     monkeypatch.setattr(export, "to_onnx", lambda net: b"")  # its bytes differ between versions of the exporter
     assert {**model, "onnx": ""} == export.for_page(net, mnist_test, logits)
+    assert sum(file.stat().st_size for file in DEMO.iterdir()) < 250_000
     assert model["images"] - model["wrong"] == json.loads((WEIGHTS / "best.json").read_text())["correct"]
 
 
@@ -211,7 +214,10 @@ def test_its_mistakes_can_be_shown_and_drawing_goes_on_after_them(page):
 
 
 def test_a_phone(open_page):
-    """Fingers draw and nothing moves; nothing is wider than the screen, and the answer stands below the drawing."""
+    """Fingers draw and nothing moves; nothing is wider than the screen, and the answer stands below the drawing.
+
+    The page links to the repository of its site.
+    """
     page = open_page(f"{SITE}index.html", **PHONE)
     empty = page.evaluate(BOXES)
     touch(page, DIGITS[7])
@@ -219,13 +225,8 @@ def test_a_phone(open_page):
     assert page.evaluate("[scrollX, scrollY, document.documentElement.scrollWidth]") == [0, 0, 375]
     bars = page.locator("#bars").bounding_box()
     assert bars["y"] + bars["height"] <= PHONE["viewport"]["height"]
+    assert page.get_attribute("#source", "href") == "https://github.com/owner/mnist"
     assert page.problems == []
-
-
-def test_it_says_what_it_is_and_links_to_its_repository(page, open_page):
-    assert f"network of {page.evaluate('MODEL.parameters'):,} parameters" in page.text_content("header")
-    assert page.get_attribute("#source", "href") == "../README.md"
-    assert open_page(SITE + "index.html").get_attribute("#source", "href") == "https://github.com/owner/mnist"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,3 @@ def test_picture_for_the_readme(open_page, request, tmp_path):
     guess(page)
     page.locator("main").screenshot(path=file, animations="disabled")
     assert 20_000 < Path(file).stat().st_size < 100_000
-
-
-def test_the_page_is_small():  # needs no browser
-    assert sum(file.stat().st_size for file in DEMO.iterdir()) < 250_000

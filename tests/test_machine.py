@@ -23,16 +23,13 @@ from model import Net
 from study import results
 
 
-def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    assert choose_device("auto") == next(name for name, found in there.items() if found)
-    for name, found in there.items():
-        if found:
-            assert choose_device(name) == name
-        else:
-            argv = [*DIGITS, "--device", name, "--out", tmp_path / "run"]
-            assert_refused(capsys, argv, f"--device {name}: torch", "finds only", "cpu here; use --device auto")
-            assert not (tmp_path / "run").exists()
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    for module, there in ((torch.cuda, False), (torch.backends.mps, True)):
+        monkeypatch.setattr(module, "is_available", lambda there=there: there)
+    assert (choose_device("auto"), choose_device("mps"), choose_device("cpu")) == ("mps", "mps", "cpu")
+    expected = f"--device cuda: torch {torch.__version__} finds only mps, cpu here; use --device auto"
+    assert_refused(capsys, [*DIGITS, "--device", "cuda", "--out", tmp_path / "run"], expected)
+    assert not (tmp_path / "run").exists()
 
 
 def test_set_up_decides_what_is_open_takes_what_is_asked_for_and_binds_no_later_run(monkeypatch):
@@ -55,29 +52,23 @@ def test_set_up_keeps_freed_memory_where_the_c_library_can(monkeypatch):
 @pytest.mark.parametrize(
     ("allowed", "of_torch", "load", "affinity", "expected"),
     [
-        (4, 2, [0] * 8, None, 2),
-        (1, 8, [0] * 8, None, 1),
-        (2, 2, [50, 50], None, 1),  # one busy process that moves from CPU to CPU
-        (8, 8, [100, 90] + [0] * 6, None, 6),
+        (4, 2, [0] * 8, [*range(8)], 2),
+        (1, 8, [0] * 8, [*range(8)], 1),
+        (2, 2, [50, 50], [0, 1], 1),  # one busy process that moves from CPU to CPU
+        (8, 8, [100, 90] + [0] * 6, [*range(8)], 6),
         (2, 2, [0, 0, 100, 100], [2, 3], 1),
         (2, 2, [0, 0], [6, 7], 2),  # a container that numbers its CPUs anew
+        (5, 6, PermissionError(13, "Permission denied"), [*range(5)], 5),  # or hides them
+        (5, 6, [100] * 5, psutil.AccessDenied(), 5),
     ],
+    ids=str,
 )
 def test_threads_are_the_cpus_that_are_allowed_and_free(monkeypatch, allowed, of_torch, load, affinity, expected):
     monkeypatch.setattr("joblib.cpu_count", lambda: allowed)
     monkeypatch.setattr(machine, "TORCH_THREADS", of_torch)
-    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda _: affinity or [*range(len(load))], raising=False)
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: load)
+    monkeypatch.setattr("psutil.cpu_percent", Mock(side_effect=[load]))
+    monkeypatch.setattr("psutil.Process.cpu_affinity", Mock(side_effect=[affinity]), raising=False)
     assert usable_cpus() == expected
-
-
-@pytest.mark.parametrize("hidden", ["cpu_percent", "Process"])
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), psutil.AccessDenied()], ids=type)
-def test_where_the_load_is_hidden_threads_are_all_allowed_cpus(monkeypatch, hidden, error):
-    monkeypatch.setattr(machine, "allowed_cpus", lambda: 5)
-    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: [100.0] * 5)
-    monkeypatch.setattr(psutil, hidden, Mock(side_effect=error))
-    assert usable_cpus() == 5
 
 
 def test_the_description_names_the_first_processor_or_where_it_is_hidden_its_kind(monkeypatch):
