@@ -59,19 +59,15 @@ def canary():
     return sha256(net.state_dict())
 
 
-def measure(folder):
-    """What the run in `folder` computed: per epoch losses, accuracies and learning rate; a hash of the weights."""
+def run(recipe, folder):
+    """What a run computes: per epoch losses, accuracies and learning rate; a hash of the weights."""
+    with mock.patch.object(train.TrainLoader, "FEWEST", 0):  # images do not repeat, as MNIST's do not
+        assert train.main(["--recipe", recipe, *ARGS, "--out", str(folder)]) == 0
     epochs = json.loads((folder / "metrics.json").read_text())["epochs"]
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
     weights = Checkpoint.load(folder / "last.pt").net().state_dict()
     del weights["mean"], weights["std"]
     return {"epochs": [[epoch[name] for name in names] for epoch in epochs], "weights": sha256(weights)}
-
-
-def run(recipe, folder):
-    with mock.patch.object(train.TrainLoader, "FEWEST", 0):  # images do not repeat, as MNIST's do not
-        assert train.main(["--recipe", recipe, *ARGS, "--out", str(folder)]) == 0
-    return measure(folder)
 
 
 def record(file, recipes=RECIPES):

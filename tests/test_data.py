@@ -8,7 +8,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine as affine_one_by_one
 
 from data import Dataset, RandomAffine, Split, TrainLoader, affine
-from experiment.settings import Recipe
 
 
 def numbered(count):
@@ -97,38 +96,15 @@ def test_affine_equals_torchvision_image_by_image_and_a_margin_leaves_the_centra
         torch.testing.assert_close(ours[i], theirs[:, central, central], rtol=0, atol=1e-4)
 
 
-def amounts_of(augment, count=300):
-    """(5, count): the angle, shift in x and y, scale - 1 and shear that `augment` draws.
-
-    Measured on ramps: the images of x and of y, transformed alike, are the inverse maps of the transforms.
-    """
-    steps, rows = torch.arange(28) - 13.5, []
-    for ramp in (steps.expand(28, 28), steps.expand(28, 28).T):
-        torch.manual_seed(0)
-        moved = augment(ramp.expand(count, 1, 28, 28).contiguous())[:, 0]
-        along_x, along_y = moved[:, 14, 14] - moved[:, 14, 13], moved[:, 14, 14] - moved[:, 13, 14]
-        rows.append((along_x, along_y, moved[:, 13:15, 13:15].mean((1, 2))))
-    (xx, xy, x), (yx, yy, y) = rows
-    scale, angle = 1 / torch.hypot(yx, yy), torch.atan2(-yx, yy)
-    shear = torch.atan(scale * (xy * angle.cos() - xx * angle.sin()))
-    dx, dy = -torch.linalg.solve(torch.stack([xx, xy, yx, yy], 1).view(-1, 2, 2), torch.stack([x, y], 1)).T
-    return torch.stack([torch.rad2deg(angle), dx, dy, scale - 1, torch.rad2deg(shear)])
-
-
-AMOUNTS = {"rotation": 20.0, "translate": 0.1, "scale": 0.2, "shear": 15.0}
-
-
-@pytest.mark.parametrize("names", [*((name,) for name in AMOUNTS), tuple(AMOUNTS)])
-def test_random_amounts_fill_the_ranges_of_their_settings_independently_of_each_other(names):
-    amounts = {name: value if name in names else 0.0 for name, value in AMOUNTS.items()}
-    drawn = amounts_of(RandomAffine(**Recipe(**amounts, margin=0).augmentation))
-    shift = 28 * amounts["translate"]
-    bounds = torch.tensor([amounts["rotation"], shift, shift, amounts["scale"], amounts["shear"]])
-    assert (drawn.abs().amax(1) < 1.001 * bounds + 1e-3).all()
-    assert (drawn.amin(1) <= 1e-3 - 0.95 * bounds).all() and (drawn.amax(1) >= 0.95 * bounds - 1e-3).all()
-    assert (drawn.mean(1).abs() < 0.15 * bounds + 1e-3).all()
-    if len(names) == 4:
-        assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.25
+def test_random_amounts_fill_the_ranges_of_their_settings_independently_of_each_other(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("data.affine", lambda images, **amounts: amounts)
+    amounts = RandomAffine(rotation=20.0, translate=0.1, scale=0.2, shear=15.0, margin=3)(torch.zeros(2000, 1, 28, 28))
+    drawn = torch.stack([amounts["angle"], *amounts["translate"], amounts["scale"] - 1, amounts["shear"]])
+    drawn /= torch.tensor([[20.0], [2.8], [2.8], [0.2], [15.0]])
+    assert drawn.abs().max() < 1.001 and drawn.amin(1).max() < -0.98 and drawn.amax(1).min() > 0.98
+    assert drawn.mean(1).abs().max() < 0.1 and drawn.std(1).sub(3**-0.5).abs().max() < 0.05  # uniform
+    assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.1 and amounts["margin"] == 3
 
 
 def test_a_dataset_moves_with_all_its_splits_and_is_evaluated_on_held_out_images_if_there_are_any():

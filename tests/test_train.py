@@ -17,10 +17,9 @@ from data import TrainLoader
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import FILES as DATA_FILES
 from experiment.datasets import load_data, load_digits_28x28
-from experiment.history import Score
 from experiment.run_folder import FILES, RunFolder
 from experiment.settings import DEFAULT, Settings
-from model import MEAN, STD, Net
+from model import Net
 
 ARGS = [*DIGITS, "--batch-size", "64", "--widths", "4", "4", "4", "4", "4", "--target", "none"]
 STEPS = math.ceil(1437 / 64)  # of an epoch
@@ -84,20 +83,6 @@ def test_two_epochs_equal_a_slow_loop():
     torch.testing.assert_close(loader.hardness, hardness, rtol=1e-3, atol=1e-4)
     assert [meter.score.loss for meter in meters] == pytest.approx([sum(plain[:4]) / 4, sum(plain[4:]) / 2], rel=1e-3)
     assert [meter.lr for meter in meters] == pytest.approx([lrs[3], lrs[5]])
-
-
-def test_predictions_and_their_score_equal_those_of_a_slow_loop():
-    torch.manual_seed(0)
-    images, labels, model = torch.randint(256, (1003, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (1003,)), Net()
-    model(images[:50])  # in training mode: BatchNorm has seen images
-    logits = train.predict(model, images, "fp32")
-    assert not model.training
-    features = model.blocks((images[:, :, 2:-2, 2:-2] / 255 - MEAN) / STD).mean((2, 3))
-    torch.testing.assert_close(logits, model.classifier(features), rtol=1e-3, atol=1e-4)
-    rows = list(zip(logits.tolist(), labels.tolist()))
-    loss = sum(math.log(sum(map(math.exp, row))) - row[label] for row, label in rows) / 1003
-    hits = sum(row[label] == max(row) for row, label in rows)
-    assert train.score(logits, labels) == Score(pytest.approx(loss, rel=1e-5), hits, 1003)
 
 
 def test_a_run_augments_its_first_part_and_evaluates_each_epoch_once(tmp_path, on_forward):
