@@ -104,7 +104,7 @@ def test_a_margin_crops_as_many_pixels_from_each_side(margin):
     assert torch.equal(net(images[:, :, inside, inside]), logits)  # cropped already
 
 
-def test_antialiased_pooling_is_the_mean_of_four_maxima():
+def test_antialiased_poolings_are_means_of_four_maxima_where_a_setting_says_so():
     features = torch.randn(2, 3, 10, 9)
     pooled = nn.Sequential(*pooling(antialiased=True))(features)
     assert pooled.shape == (2, 3, 5, 4)
@@ -112,9 +112,6 @@ def test_antialiased_pooling_is_the_mean_of_four_maxima():
         corners = itertools.product((2 * y, 2 * y + 1), (2 * x, 2 * x + 1))
         maxima = [features[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].amax((2, 3)) for i, j in corners]
         torch.testing.assert_close(pooled[:, :, y, x], torch.stack(maxima).mean(0))
-
-
-def test_a_setting_says_which_poolings_are_antialiased():
     for antialias, expected in (("none", []), ("second", [2]), ("both", [0, 2])):
         kinds = [{type(module) for module in block} for block in Net(antialias=antialias).blocks]
         assert [number for number, kind in enumerate(kinds) if nn.AvgPool2d in kind] == expected

@@ -135,25 +135,32 @@ def test_a_crash_before_any_write_takes_its_place(mnist_dir, tmp_path, monkeypat
             assert same(without_times(folder), expected)
 
 
+@contextlib.contextmanager
+def limited(kind, value=None):
+    """A context in which the `resource` of this kind is limited; at its end it no longer is."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value or before[0], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
 def test_a_disk_that_is_full_during_a_checkpoint(whole_run, tmp_path, capsys):
     """By a limit on the size of files, from the second epoch on."""
-    limits, folder = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "run"
+    folder, kind = tmp_path / "run", resource.RLIMIT_FSIZE
 
     def fill_disk(history):
         if len(history.epochs) == 2:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+            resource.setrlimit(kind, (4096, resource.getrlimit(kind)[1]))
 
-    try:
+    with limited(kind):
         assert run(*RUN, "--out", folder, on_epoch=fill_disk) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     captured = capsys.readouterr()
     assert_one_line(captured, "cannot be written: File too large")
     assert f"{PYTHON} train.py --resume {folder}" in captured.out + captured.err
-    assert len(Checkpoint.load(folder / "last.pt").history.epochs) == 2
-    assert not list(folder.glob("*.tmp"))
-    assert run("--resume", folder) == 0
-    assert same(without_times(folder), without_times(whole_run))
+    assert len(Checkpoint.load(folder / "last.pt").history.epochs) == 2 and not list(folder.glob("*.tmp"))
+    assert run("--resume", folder) == 0 and same(without_times(folder), without_times(whole_run))
 
 
 @contextlib.contextmanager
@@ -163,16 +170,12 @@ def at_most(seconds, more_bytes):
     def too_long(*_):
         raise SystemExit(f"took longer than {seconds} s")  # an error that the code under test may not catch
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limits, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, too_long)
+    pages, handler = int(Path("/proc/self/statm").read_text().split()[0]), signal.signal(signal.SIGALRM, too_long)
     signal.alarm(seconds)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes, limits[1]))
-    try:
+    with limited(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
 
 
 def flip(content, draw, end=None):
@@ -199,12 +202,12 @@ def damage_idx(path, draw):
         path.mkdir()
     elif kind == "loop":
         path.symlink_to(path)
+    elif kind == "gzip":
+        Path(f"{path}.gz").write_bytes(contents[kind])
+        return None  # the time stamp in its header, for one, may be anything
     else:
-        path = Path(f"{path}.gz") if kind == "gzip" else path
         path.write_bytes(contents[kind])
         path.chmod(0 if kind == "secret" else 0o600)
-    if kind == "gzip":
-        return None  # the time stamp in its header, for one, may be anything
     return kind == "secret" and os.access(path, os.R_OK)  # root may read it
 
 
@@ -322,9 +325,8 @@ def test_memory_and_open_files_stay_flat_over_many_epochs(mnist_dir, tmp_path, r
     half = epochs // 2
     growth = (max(pages[half:]) - max(pages[:half])) * resource.getpagesize() / 1e6
     assert len(set(files[half // 2 :])) == 1 and growth < 20
-    numbers, log = list(range(1, epochs + 1)), (tmp_path / "run" / "log.txt").read_text()
-    assert [epoch["epoch"] for epoch in read_metrics(tmp_path / "run")["epochs"]] == numbers
-    assert [int(number) for number in re.findall(r"^Epoch (\d+)/", log, re.M)] == numbers
-    assert log.count("Test set: ") == epochs
+    logged = re.findall(r"^Epoch (\d+)/.*\nTest set: ", (tmp_path / "run" / "log.txt").read_text(), re.M)
+    numbers = [epoch["epoch"] for epoch in read_metrics(tmp_path / "run")["epochs"]]
+    assert numbers == [int(number) for number in logged] == list(range(1, epochs + 1))
     with capsys.disabled():
         print(f"\n{epochs} epochs: {files[-1]} open files, second half took {growth:.1f} MB more than the first")
