@@ -1,7 +1,8 @@
-"""The command line: what is typed is what is set; wrong flags, signals, streams and errors end in order."""
+"""The command line: what is typed is what is set; wrong settings, signals, streams and errors end in order."""
 
 import contextlib
 import io
+import math
 import os
 import shlex
 import signal
@@ -114,8 +115,6 @@ def test_flags_that_repeat_an_earlier_run_are_welcome_and_what_may_change_change
         assert earlier_settings(replace(EARLIER, **changes), back, EVALUATE) == EARLIER
 
 
-# Signals
-
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
 NUMBERS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
@@ -171,9 +170,6 @@ def test_handlers_are_installed_where_there_are_none_and_removed_at_the_end(hand
         assert all(map(callable, own[1:])) if handler == signal.SIG_DFL else set(own) == {handler}
 
 
-# Streams
-
-
 def windows():
     return io.TextIOWrapper(io.BytesIO(), encoding="cp1252", line_buffering=True)
 
@@ -221,8 +217,6 @@ def test_a_command_without_a_reader_ends_in_silence(monkeypatch, capsys, count):
     assert sys.stdout is None and capsys.readouterr().err == ""  # Python flushes sys.stdout at exit
 
 
-# Errors
-
 KNOWN = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 MEMORY = [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
 MEMORY += [torch.AcceleratorError("CUDA error: out of memory"), RuntimeError("MPS backend out of memory")]
@@ -239,3 +233,38 @@ def test_each_known_error_is_one_line_and_an_exit_code_and_a_bug_is_not_hidden(e
     assert end_by(error) == (1 if isinstance(error, (errors.DownloadError, ImageError)) else 2)
     text = "out of memory; try a smaller --batch-size" if error in MEMORY else "wrong\n"
     assert_one_line(capsys.readouterr(), f"error: {text}", name=Path(__file__).name)
+
+
+@pytest.mark.parametrize("f", FIELDS, ids=lambda f: f.name)
+def test_every_setting_is_checked_at_its_bounds(f):
+    allowed, bad = f.metadata["allowed"], [math.nan, math.inf, [1], (1,), {}, b"a", ""]
+    if isinstance(allowed, Number):
+        step = 1 if allowed.kind is int else 1e-9
+        good = [allowed.low + step * allowed.above, allowed.high]
+        bad += [good[0] - step, allowed.high + step, True, str(allowed.high)] + [1.0, 2.5] * (allowed.kind is int)
+    else:
+        good = {bool: [False, True], str: ["a", "/b c"]}.get(allowed, allowed)
+        bad += [0, 1, *["other"] * (allowed is not str)]
+    good, bad = ([*good, None], bad) if f.metadata["optional"] else (good, [*bad, None])
+
+    def fill(value):
+        return (Recipe if f in setting_fields(Recipe) else Settings)(
+            **{f.name: (*f.default[1:], value) if f.name == "widths" else value}
+        )
+
+    for value in good:
+        assert getattr(fill(value), f.name) in (value, (16, 32, 24, 24, value))
+    for value in bad:
+        with pytest.raises(SettingError, match=f"^--{f.name.replace('_', '-')}: found "):
+            fill(value)
+
+
+def test_what_does_not_fit_together_is_refused():
+    for widths in ("wide!", 4, None, (4,) * 4, (4,) * 6, (), [4] * 5):
+        with pytest.raises(SettingError, match="^--widths: found .*, expected a tuple of 5 values"):
+            Recipe(widths=widths)
+    for recipe in (None, "fast", Recipe(name="slow"), {}):
+        with pytest.raises(SettingError, match="^recipe: found .*, expected a Recipe"):
+            Settings(recipe)
+    with pytest.raises(SettingError, match="^--data-dir: found with --dataset digits"):
+        Settings(dataset="digits", data_dir="data")

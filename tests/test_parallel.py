@@ -67,9 +67,6 @@ def job(tmp_path_factory):
     return SimpleNamespace(folder=folder, out=process.stdout, record=record)
 
 
-# A job of two processes
-
-
 def test_two_processes_agree_on_weights_hardness_and_figures(job):
     for epoch, count in enumerate((1237, 495, 495, 495), 1):
         first, second = job.record(1, epoch)

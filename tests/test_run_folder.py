@@ -30,9 +30,6 @@ def interrupt(history=None):
     raise KeyboardInterrupt
 
 
-# New folders
-
-
 def test_a_run_is_never_overwritten(tmp_path, capsys):
     for name in FILES:
         (tmp_path / name).write_text("old")
@@ -81,9 +78,6 @@ def test_a_folder_that_cannot_be_written_or_locked_is_refused_and_left_as_it_was
         assert {*tmp_path.rglob("*")} == {tmp_path / "own", tmp_path / "own" / "notes.txt"}
 
 
-# The log
-
-
 def test_every_line_of_the_log_is_on_the_disk_before_the_run_goes_on(tmp_path, monkeypatch, capsys):
     log, synced, fsync = tmp_path / "run" / "log.txt", [], os.fsync
 
@@ -110,9 +104,6 @@ def test_the_log_tells_of_idle_cpus_of_full_memory_and_how_to_resume(tmp_path, m
     python, script, *argv = shlex.split(how)
     assert (python, script) == (PYTHON, "train.py") and parse_args("", argv)[0].resume == "-run"
     assert "\nThreads: 1 of 2, as many as were idle, or as --threads says; " in log  # only then, as test_train.py says
-
-
-# Resuming
 
 
 def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, monkeypatch, capsys):
