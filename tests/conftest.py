@@ -130,8 +130,7 @@ def read_metrics(folder):
 def assert_one_line(captured, *expected, name="train.py"):
     """`captured` holds one line on stderr: an error of the script `name` with every string of `expected`."""
     assert captured.err.count("\n") == 1 and captured.err.startswith(f"{name}: error: "), captured.err
-    for text in expected:
-        assert text in captured.err, captured.err
+    assert all(text in captured.err for text in expected), captured.err
 
 
 def assert_refused(capsys, argv, *expected, code=2):

@@ -135,27 +135,18 @@ def test_a_crash_before_any_write_takes_its_place(mnist_dir, tmp_path, monkeypat
             assert same(without_times(folder), expected)
 
 
-@contextlib.contextmanager
-def limited(kind, value=None):
-    """A context in which the `resource` of this kind is limited; at its end it no longer is."""
-    before = resource.getrlimit(kind)
-    resource.setrlimit(kind, (value or before[0], before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, before)
-
-
 def test_a_disk_that_is_full_during_a_checkpoint(whole_run, tmp_path, capsys):
     """By a limit on the size of files, from the second epoch on."""
-    folder, kind = tmp_path / "run", resource.RLIMIT_FSIZE
+    limits, folder = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "run"
 
     def fill_disk(history):
         if len(history.epochs) == 2:
-            resource.setrlimit(kind, (4096, resource.getrlimit(kind)[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
 
-    with limited(kind):
+    try:
         assert run(*RUN, "--out", folder, on_epoch=fill_disk) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     captured = capsys.readouterr()
     assert_one_line(captured, "cannot be written: File too large")
     assert f"{PYTHON} train.py --resume {folder}" in captured.out + captured.err
@@ -171,11 +162,15 @@ def at_most(seconds, more_bytes):
         raise SystemExit(f"took longer than {seconds} s")  # an error that the code under test may not catch
 
     pages, handler = int(Path("/proc/self/statm").read_text().split()[0]), signal.signal(signal.SIGALRM, too_long)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
     signal.alarm(seconds)
-    with limited(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes):
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes, limits[1]))
+    try:
         yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, handler)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def flip(content, draw, end=None):
@@ -284,12 +279,12 @@ def test_damaged_files_load_right_or_end_in_one_line(what, whole_run, mnist_dir,
 
 
 NUMBERS = ["0", "1", "2", "-1", "0.5", "0.999", "1e-30", "1e300", "nan", "inf", "", "x", "0x10", "none", "100", "٣"]
-ALLOWED = {flag(f.name): f.metadata["allowed"] for cls in (Recipe, Settings) for f in setting_fields(cls)}
-VALUES = {name: [*kind, "wrong"] if isinstance(kind, tuple) else NUMBERS for name, kind in ALLOWED.items()}
-VALUES |= {name: [] for name, kind in ALLOWED.items() if kind is bool}
+VALUES = {"--nonsense": NUMBERS, "--recipe": ["default", "fast", "wrong"]}
+for f in (*setting_fields(Recipe), *setting_fields(Settings)):
+    choices = {bool: [], str: ["nowhere", "", __file__]}.get(f.metadata["allowed"], NUMBERS)
+    VALUES[flag(f.name)] = [*f.metadata["allowed"], "wrong"] if isinstance(f.metadata["allowed"], tuple) else choices
 VALUES |= {"--epochs": ["1", "2", "0", "-1", "1.5", "x"], "--batch-size": ["7", "70", "71", "0", "x"]}  # few, and small
-VALUES |= {"--widths": ["4", "1", "0", "-3", "x"], "--threads": ["1", "2", "0", "x"], "--nonsense": NUMBERS}
-VALUES |= {"--data-dir": ["nowhere", "", __file__], "--recipe": ["default", "fast", "wrong"]}
+VALUES |= {"--widths": ["4", "1", "0", "-3", "x"], "--threads": ["1", "2", "0", "x"]}
 VALUES |= {"--resume": ["nowhere", "."], "--evaluate": ["nowhere", ".", __file__]}
 
 
