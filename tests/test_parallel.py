@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,6 @@ from data import TrainLoader
 from experiment import parallel
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import load_digits_28x28, load_mnist
-from experiment.errors import SettingError
-from experiment.settings import Recipe, Settings
 from model import Net
 
 FLAGS = ["--dataset", "digits", *SMALL, "--no-plots", "--lr", 0.3]
@@ -115,40 +114,35 @@ def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, tm
     assert same(without_times(folder), without_times(job.folder / "run"))
 
 
-def test_processes_with_different_data_are_refused(mnist_dir, tmp_path):
-    (tmp_path / "other").mkdir()
-    for file in mnist_dir.iterdir():
-        (tmp_path / "other" / file.name).write_bytes(file.read_bytes()[:-1] + b"\1")
-    argv = [*SMALL, "--batch-size", 35, "--out", tmp_path / "run", "--data-dir"]
-    codes, errors = two([*argv, mnist_dir], [*argv, tmp_path / "other"])
-    first, second = (load_mnist(folder).sha256 for folder in (mnist_dir, tmp_path / "other"))
-    expected = f"process 1 was started with another data: found {second}, expected {first} as in process 0"
-    assert codes == [2, 2] and errors[1] == [] and len(errors[0]) == 1 and expected in errors[0][0]
+@pytest.mark.parametrize(
+    ("both", "other", "expected"),
+    [
+        ([], ["--lr", 0.5], "process 1 was started with another lr: found 0.5, expected 1.0 as in process 0"),
+        ([], None, "process 1 was started with another data: found {1}, expected {0} as in process 0"),
+        (["--later-share", 0.01], ["--threads", 2], "--batch-size 35: expected an image for each process"),
+    ],
+)
+def test_processes_that_cannot_train_together_are_refused_in_one_line(mnist_dir, tmp_path, both, other, expected):
+    """Threads and folders may differ."""
+    folders = mnist_dir, shutil.copytree(mnist_dir, tmp_path / "other")
+    for file in folders[1].iterdir() if other is None else ():
+        file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    argvs = [[*SMALL, "--batch-size", 35, *both, "--out", tmp_path / "run", "--data-dir", folder] for folder in folders]
+    codes, errors = two(argvs[0], [*argvs[1], *(other or ())])
+    assert codes == [2, 2] and errors[1] == [] and len(errors[0]) == 1
+    assert expected.format(*(load_mnist(folder).sha256 for folder in folders)) in errors[0][0]
     assert not (tmp_path / "run").exists()
 
 
-# What one process exchanges; the others' part is made up
-
-
-@pytest.fixture
-def as_process(monkeypatch):
-    """as_process(rank, of, gathered): this is process `rank` of `of`; gathered(value): the values of all."""
-
-    def pretend(rank, of, gathered=None):
-        monkeypatch.setattr(dist, "get_rank", lambda: rank)
-        monkeypatch.setattr(dist, "get_world_size", lambda: of)
-        monkeypatch.setattr(parallel, "gathered", gathered)
-
-    return pretend
-
-
 @pytest.mark.parametrize(("epoch", "count"), [(1, 75), (2, 38)])
-def test_the_parts_of_all_processes_are_the_same_batches_whatever_their_number(as_process, epoch, count):
+def test_the_parts_of_all_processes_are_the_same_batches_whatever_their_number(monkeypatch, epoch, count):
     whole = TrainLoader(torch.zeros(75, 1, 28, 28), torch.zeros(75), 8, later_share=0.5)
     whole.hardness = torch.rand(75)
 
     def parts(rank, of):
-        as_process(rank, of, lambda value: [7] + [value] * (of - 1))
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+        monkeypatch.setattr(dist, "get_world_size", lambda: of)
+        monkeypatch.setattr(parallel, "gathered", lambda value: [7] + [value] * (of - 1))
         torch.manual_seed(rank)
         loader = parallel.PartLoader(whole)
         return [(index, loader.weight) for index in loader.indices(epoch)], torch.rand(()).item()
@@ -162,20 +156,6 @@ def test_the_parts_of_all_processes_are_the_same_batches_whatever_their_number(a
             assert torch.equal(torch.cat([index for index, _ in own]), batch)
             sizes = [len(index) for index, _ in own]
             assert max(sizes) - min(sizes) <= 1 and [weight for _, weight in own] == [n / len(batch) for n in sizes]
-
-
-def test_processes_that_cannot_train_together_are_refused(as_process):
-    loader = TrainLoader(torch.zeros(71, 1, 28, 28), torch.zeros(71), 70, later_share=0.01)
-    data, settings = SimpleNamespace(sha256="0"), Settings(Recipe(batch_size=70), device="cpu")
-    for change, expected in (
-        ({"lr": 0.5}, "process 1 was started with another lr: found 0.5, expected 1.0 as in process 0"),
-        ({"threads": 5, "data_dir": "x"}, "--batch-size 70: expected an image for each process"),  # these may differ
-    ):
-        as_process(
-            0, 2, lambda value, change=change: [value, {**dict(value), **change} if isinstance(value, dict) else value]
-        )
-        with pytest.raises(SettingError, match=expected):
-            parallel.ParallelRun().share(settings, data, loader, None)
 
 
 def test_without_the_other_processes_there_is_one_line(monkeypatch, capsys):

@@ -46,9 +46,8 @@ def example(wrong_count, images=100):
 
 def slow_answers(dataset, logits):
     """(probability, index, label, prediction) of every image, the most confident first."""
-    found = []
-    for index, (row, label) in enumerate(zip(logits.tolist(), dataset.test.labels.tolist())):
-        found.append((math.exp(max(row)) / sum(map(math.exp, row)), index, label, row.index(max(row))))
+    rows = enumerate(zip(logits.tolist(), dataset.test.labels.tolist()))
+    found = [(math.exp(max(row)) / sum(map(math.exp, row)), i, label, row.index(max(row))) for i, (row, label) in rows]
     return sorted(found, reverse=True)
 
 
