@@ -145,7 +145,6 @@ def handlers():
 
 @command
 def end_by(error):
-    """A command that `error` ends, or nothing, with these handlers."""
     end_by.handlers = handlers()
     if error:
         raise error
@@ -170,20 +169,6 @@ def test_handlers_are_installed_where_there_are_none_and_removed_at_the_end(hand
         assert all(map(callable, own[1:])) if handler == signal.SIG_DFL else set(own) == {handler}
 
 
-def windows():
-    return io.TextIOWrapper(io.BytesIO(), encoding="cp1252", line_buffering=True)
-
-
-def closed():
-    with windows() as stream:
-        return stream
-
-
-def notebook():
-    """A stream with nothing but what Python's print needs."""
-    return Mock(spec=["write", "flush"])
-
-
 def reader_gone(buffering=1):
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -194,9 +179,21 @@ def full_disk():
     return open("/dev/full", "w", buffering=1) if os.path.exists("/dev/full") else None
 
 
-@pytest.mark.parametrize("make", [lambda: None, closed, notebook, windows, reader_gone, full_disk])
-def test_whatever_the_streams_are_the_run_goes_on_and_the_code_is_right(tmp_path, monkeypatch, make):
-    out, streams = tmp_path / "out ≥", [make() for _ in range(4)]
+with open(os.devnull, "w") as closed:
+    pass
+STREAMS = {
+    "none": lambda: None,
+    "closed": lambda: closed,
+    "with nothing but what print needs": lambda: Mock(spec=["write", "flush"]),  # as a notebook's
+    "cp1252": lambda: io.TextIOWrapper(io.BytesIO(), encoding="cp1252", line_buffering=True),  # as on Windows
+    "reader gone": reader_gone,
+    "full disk": full_disk,
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_whatever_the_streams_are_the_run_goes_on_and_the_code_is_right(tmp_path, monkeypatch, kind):
+    out, streams = tmp_path / "out ≥", [STREAMS[kind]() for _ in range(4)]
     for code in (0, 2):  # the second time there is a run already
         monkeypatch.setattr(sys, "stdout", streams[code])
         monkeypatch.setattr(sys, "stderr", streams[code + 1])
@@ -204,7 +201,7 @@ def test_whatever_the_streams_are_the_run_goes_on_and_the_code_is_right(tmp_path
             sys.stderr.reconfigure(errors="backslashreplace")  # as Python's own always is
         assert run(*RUN, "--epochs", 1, "--out", out) == code
     assert f"Run: {out}, seed 0\nRecipe: default" in (out / "log.txt").read_text("utf-8") and read_metrics(out)
-    if make == windows:
+    if kind == "cp1252":
         printed, _, _, refused = (stream.buffer.getvalue().decode("unicode_escape") for stream in streams)
         assert "out ≥" in printed and "out ≥ already holds a run" in refused
 
