@@ -30,10 +30,15 @@ def net(request):
     return Net(**RECIPES[request.param].network)
 
 
-def test_every_recipe_has_fewer_than_20000_parameters():
+def test_every_recipe_has_fewer_than_20000_parameters_and_the_script_prints_a_table_of_all_layers(capsys):
     counts = {name: count_parameters(Net(**recipe.network)) for name, recipe in RECIPES.items()}
     assert max(counts.values()) < 20_000 and counts["default"] == count_parameters(Net()) == PARAMETERS
     assert counts["tiny"] <= 3000
+    runpy.run_path(str(ROOT / "model.py"), run_name="__main__")
+    table = capsys.readouterr().out
+    assert f"Total params: {PARAMETERS:,}\n" in table
+    leaves = Counter(type(module).__name__ for module in Net().modules() if not list(module.children()))
+    assert leaves <= Counter(re.findall(r"(\w+)-\d+ ", table))
 
 
 def test_batchnorm_dropout_and_global_average_pooling_take_part_in_every_forward_pass(net):
@@ -46,14 +51,6 @@ def test_batchnorm_dropout_and_global_average_pooling_take_part_in_every_forward
     torch.testing.assert_close(pooled[:, :, 0, 0], features.mean(dim=(2, 3)))
     [((before,), dropped)], [((after,), _)] = calls[nn.Dropout], calls[nn.Linear]
     assert before.equal(pooled.flatten(1)) and after is dropped and logits.shape == (4, 10)
-
-
-def test_the_script_prints_a_table_of_all_layers_and_the_number_of_parameters(capsys):
-    runpy.run_path(str(ROOT / "model.py"), run_name="__main__")
-    table = capsys.readouterr().out
-    assert f"Total params: {PARAMETERS:,}\n" in table
-    leaves = Counter(type(module).__name__ for module in Net().modules() if not list(module.children()))
-    assert leaves <= Counter(re.findall(r"(\w+)-\d+ ", table))
 
 
 def test_the_default_recipe_reaches_99_4_percent_on_mnist(tmp_path, monkeypatch):

@@ -121,7 +121,7 @@ def saved(whole_run, tmp_path, monkeypatch):
     return tmp_path / "default.pth"
 
 
-def test_a_finished_run_becomes_weights_and_their_description(whole_run, saved):
+def test_a_finished_run_becomes_weights_and_their_description_and_another_is_refused(whole_run, saved, tmp_path):
     checkpoint = Checkpoint.load(whole_run / "last.pt")
     for file in (saved, whole_run / "last.pt"):
         net = load_net(file)
@@ -129,13 +129,10 @@ def test_a_finished_run_becomes_weights_and_their_description(whole_run, saved):
     about = json.loads(saved.with_suffix(".json").read_text())
     assert about["correct"] == checkpoint.history.final.evaluation.correct
     assert "--widths 4 4 4 4 4" in about["command"] and "--seed 0" in about["command"]
-
-
-@pytest.mark.parametrize("flags", [("--holdout", 50), ("--target", 1)])
-def test_a_run_that_is_not_whole_is_refused(flags, tmp_path):
-    assert run(*SMALL, "--dataset", "digits", "--epochs", 2, *flags, "--out", tmp_path) == 0
-    with pytest.raises(CheckpointError, match="expected a finished run without --holdout"):
-        save_net(tmp_path, tmp_path)
+    for flags in (("--holdout", 50), ("--target", 1)):
+        assert run(*SMALL, "--dataset", "digits", "--epochs", 2, *flags, "--out", tmp_path / flags[0]) == 0
+        with pytest.raises(CheckpointError, match="expected a finished run without --holdout"):
+            save_net(tmp_path / flags[0], tmp_path)
 
 
 @pytest.mark.parametrize(

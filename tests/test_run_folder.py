@@ -1,7 +1,6 @@
 """The folder of a run: new ones, what is refused, what is logged, and resuming to the same bits."""
 
 import contextlib
-import os
 import re
 import shlex
 import shutil
@@ -76,21 +75,6 @@ def test_a_folder_that_cannot_be_written_or_locked_is_refused_and_left_as_it_was
         hint = "restore its permissions" if function == "fcntl.flock" else "choose another folder"
         assert_one_line(capsys.readouterr(), f"{tmp_path / out} cannot be written: ", hint)
         assert {*tmp_path.rglob("*")} == {tmp_path / "own", tmp_path / "own" / "notes.txt"}
-
-
-def test_every_line_of_the_log_is_on_the_disk_before_the_run_goes_on(tmp_path, monkeypatch, capsys):
-    log, synced, fsync = tmp_path / "run" / "log.txt", [], os.fsync
-
-    def record(descriptor):
-        fsync(descriptor)
-        if log.exists() and os.path.samestat(os.fstat(descriptor), log.stat()):
-            synced.append(log.read_text())
-
-    monkeypatch.setattr(os, "fsync", record)
-    assert run(*RUN, "--epochs", 2, "--out", tmp_path / "run") == 0
-    lines = log.read_text().splitlines(keepends=True)
-    assert synced == ["".join(lines[:count]) for count in range(1, len(lines) + 1)]
-    assert capsys.readouterr().out == "".join(lines)
 
 
 def test_the_log_tells_of_idle_cpus_of_full_memory_and_how_to_resume(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import re
 from dataclasses import replace
 
@@ -127,6 +128,14 @@ def test_held_out_images_choose_the_weights_that_see_the_test_set_once(tmp_path,
 
 
 def test_a_run_as_a_user_sees_it(tmp_path, monkeypatch, capsys):
+    fsync, synced = os.fsync, []
+
+    def record(descriptor):
+        fsync(descriptor)
+        for log in tmp_path.glob("runs/*/log.txt"):
+            synced.extend([log.read_text()] * os.path.samestat(os.fstat(descriptor), log.stat()))
+
+    monkeypatch.setattr(os, "fsync", record)
     monkeypatch.chdir(tmp_path)
     assert run("--recipe", "fast", *ARGS, "--epochs", 2, "--target", 99.9, "--seed", 3, plots=True) == 0
     printed = capsys.readouterr()
@@ -151,7 +160,8 @@ Target 99.90%: not met by epoch 2
 Training time: # s, in total # s, peak memory # MB
 """
     assert re.fullmatch(re.escape(expected).replace(r"\#", r"[\d.]+"), printed.out), printed.out
-    assert (folder / "log.txt").read_text() == printed.out
+    lines = printed.out.splitlines(keepends=True)  # each is on the disk before the run goes on
+    assert synced == ["".join(lines[:count]) for count in range(1, len(lines) + 1)]
     assert metrics["recipe"] == "fast" and 0 < metrics["train_seconds"] < metrics["total_seconds"]
 
 
