@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -78,12 +77,11 @@ def test_evaluate_gives_the_logged_figures_and_writes_nothing(whole_run, capsys)
 
 def test_evaluate_takes_what_is_here_or_published_weights(whole_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    best, tiny, test = whole_run / "best.pt", WEIGHTS / "tiny.pth", load_digits_28x28().test
-    Path("best").mkdir()
-    for file, here in ((best, "best"), (WEIGHTS / "best.pth", "default"), (WEIGHTS / "best.json", "default.json")):
-        shutil.copy(file, here)
-    files = {whole_run: best, best: best, tiny: tiny, "tiny": tiny, "best": "best/best.pt", "default": "default"}
-    for source, file in files.items():
+    test = load_digits_28x28().test
+    shutil.copytree(whole_run, "best")
+    shutil.copy(WEIGHTS / "tiny.pth", "default")
+    shutil.copy(WEIGHTS / "tiny.json", "default.json")
+    for source, file in {"tiny": WEIGHTS / "tiny.pth", "best": "best/best.pt", "default": "default"}.items():
         assert run("--evaluate", source, *DIGITS) == 0
         expected = score(predict(load_net(file), test.images, "fp32"), test.labels).line("test")
         assert re.match(rf"Net: {file}, .*\n.*\n{re.escape(expected)}\n", capsys.readouterr().out)

@@ -66,7 +66,7 @@ def job(tmp_path_factory):
     return SimpleNamespace(folder=folder, out=process.stdout, record=record)
 
 
-def test_two_processes_agree_on_weights_hardness_and_figures(job):
+def test_two_processes_agree_on_weights_hardness_and_figures_and_on_those_that_held_out_images_choose(job):
     for epoch, count in enumerate((1237, 495, 495, 495), 1):
         first, second = job.record(1, epoch)
         trained_on = torch.cat([index for process in (first, second) for index, _ in process["batches"]])
@@ -76,17 +76,13 @@ def test_two_processes_agree_on_weights_hardness_and_figures(job):
         assert all(same(first["model"][name], second["model"][name]) for name in weights)
         assert same(*({**process["final"], "seconds": 0, "curve": None} for process in (first, second)))
     assert job.out.count("Epoch 4/4") == 1 and "2 processes, each cpu, 1 CPU thread," in job.out
-
-
-def test_both_processes_end_with_the_weights_that_the_held_out_images_choose(job):
-    test = load_digits_28x28().test
     for number, name in ((1, "run"), (2, "steps")):
-        first, second = job.record(number, "end")
+        (first, second), test = job.record(number, "end"), load_digits_28x28().test
         best = Checkpoint.load(job.folder / name / "best.pt")
         assert same(first["model"], second["model"]) and same(dict(first["model"]), dict(best.model))
-        assert same(first["logits"], second["logits"])
         again = train.score(train.predict(best.net(), test.images, "fp32"), test.labels)
         assert read_metrics(job.folder / name)["test_loss"] == pytest.approx(again.loss, rel=1e-5)
+        assert same(first["logits"], second["logits"])
 
 
 def test_the_steps_of_two_processes_are_those_of_one(job, tmp_path, monkeypatch):

@@ -40,11 +40,7 @@ def test_a_run_is_never_overwritten(tmp_path, capsys):
 @pytest.mark.parametrize(("out", "count"), [(None, 8), ("run", 1)])
 def test_each_of_eight_runs_that_start_at_once_has_a_folder_of_its_own(tmp_path, monkeypatch, out, count):
     """If all ask for the same one, a single run gets it."""
-    touch, all_are_there = Path.touch, threading.Barrier(8, timeout=60)
-
-    def wait_and_touch(*args, **options):
-        all_are_there.wait()  # each has found the folder empty, or made one
-        touch(*args, **options)
+    touch, all_are_there = Path.touch, threading.Barrier(8, timeout=60)  # each has found the folder empty, or made one
 
     def create(_):
         with contextlib.suppress(FileError):
@@ -53,7 +49,7 @@ def test_each_of_eight_runs_that_start_at_once_has_a_folder_of_its_own(tmp_path,
             return folder
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Path, "touch", wait_and_touch)
+    monkeypatch.setattr(Path, "touch", lambda *args, **options: all_are_there.wait() < 8 and touch(*args, **options))
     with ThreadPoolExecutor(8) as pool:
         folders = [folder for folder in pool.map(create, range(8)) if folder]
     assert len(folders) == len(set(folders)) == count and all((folder / "log.txt").exists() for folder in folders)
