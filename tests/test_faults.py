@@ -20,7 +20,6 @@ import pytest
 import torch
 from conftest import PYTHON, ROOT, RUN, SMALL, RunsCode, assert_one_line, read_metrics, run, same, without_times
 
-from experiment import plots
 from experiment.checkpoint import FORMAT, Checkpoint
 from experiment.datasets import FILES, load_mnist
 from experiment.settings import Recipe, Settings, flag, setting_fields
@@ -102,37 +101,20 @@ def test_a_run_without_standard_streams_is_ended_by_a_signal_too(end_by, whole_r
     assert same(without_times(tmp_path / "run"), without_times(whole_run))
 
 
-def test_a_crash_before_any_write_takes_its_place(mnist_dir, tmp_path, monkeypatch):
+def test_a_kill_before_any_write_takes_its_place(end_by, mnist_dir, tmp_path):
     """Every replacement of a file in a run, one after the other."""
-
-    class Crash(BaseException):
-        pass
-
-    def replace_or_crash(*args):
-        calls.append(args)
-        if len(calls) == crash:
-            raise Crash
-        replace(*args)
-
-    calls, replace, crash = [], os.replace, None
-    monkeypatch.setattr(os, "replace", replace_or_crash)
-    monkeypatch.setattr(plots, "drawn", lambda *values: b"")  # written, but not drawn each time
-    argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 35, "--epochs", 2, "--lr", 0.1, "--out"]
-    assert run(*argv, tmp_path / "whole", plots=True) == 0
-    expected = without_times(tmp_path / "whole")
-    assert len(calls) >= 12
-    for crash in range(1, len(calls) + 1):
-        folder = tmp_path / str(crash)
-        calls.clear()
-        with pytest.raises(Crash):
-            run(*argv, folder, plots=True)
-        if crash == 1:  # the first write is that of the checkpoint to start from
+    argv, codes = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 35, "--epochs", 2, "--lr", 0.1, "--out"], []
+    assert run(*argv, tmp_path / "whole") == 0
+    while 0 not in codes:
+        folder = tmp_path / str(len(codes))
+        codes.append(end_by("replace", len(codes) + 1, *argv, folder))
+        if len(codes) == 1:  # the first write is that of the checkpoint to start from
             assert run("--resume", folder) == 2
-        else:
-            logged, saved = (folder / "log.txt").read_text(), Checkpoint.load(folder / "last.pt").history.epochs
-            assert logged.count("Epoch ") <= len(saved)
-            assert run("--resume", folder) == 0
-            assert same(without_times(folder), expected)
+            continue
+        logged, saved = (folder / "log.txt").read_text(), Checkpoint.load(folder / "last.pt").history.epochs
+        assert logged.count("Epoch ") <= len(saved) and run("--resume", folder) == 0
+        assert same(without_times(folder), without_times(tmp_path / "whole"))
+    assert len(codes) > 12 and set(codes[:-1]) == {-signal.SIGKILL}
 
 
 def test_a_disk_that_is_full_during_a_checkpoint(whole_run, tmp_path, capsys):

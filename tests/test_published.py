@@ -64,14 +64,13 @@ def test_batches_hold_out_the_same_images_each_time_augment_and_normalise(mnist_
 
 
 def test_evaluation_is_that_of_a_slow_loop_over_normalised_images():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (1100, 1, 28, 28), generator=generator, dtype=torch.uint8)
-    split, net = Split(images, torch.arange(1100) % 10), PUBLISHED["net-10170"].net()
-    score = evaluate(net.train(), split, "cpu")
+    images, net = torch.randint(256, (1100, 1, 28, 28), dtype=torch.uint8), PUBLISHED["net-10170"].net()
     with torch.no_grad():
         logits = torch.cat([net.eval()((part / 255 - 0.1307) / 0.3081) for part in images.split(11)])
-    assert (score.correct, score.count) == ((logits.argmax(1) == split.labels).sum(), 1100)
-    assert score.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
+    labels = (logits.argmax(1) + (torch.arange(1100) % 3 == 0)) % 10  # a third of the answers is wrong
+    score = evaluate(net.train(), Split(images, labels), "cpu")
+    assert (score.correct, score.count) == (733, 1100)
+    assert score.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 def test_a_short_run_steps_the_schedule_with_each_batch_and_smooths_the_labels(mnist_dir, tmp_path, monkeypatch):

@@ -24,9 +24,7 @@ from experiment.errors import CheckpointError, DataError, FileError
 from experiment.files import lock
 from experiment.run_folder import FILES, RunFolder, create_folder
 
-
-def interrupt(history=None):
-    raise KeyboardInterrupt
+interrupt = Mock(side_effect=KeyboardInterrupt)
 
 
 def test_a_run_is_never_overwritten(tmp_path, capsys):
