@@ -41,15 +41,15 @@ class TrainLoader:
 
     The first epoch takes a fraction `first_share` of all images, at random; each later one a fraction `later_share`:
     RANDOM_SHARE of these at random, so that no image is forgotten, and the hardest of the others. If `epochs` of these
-    have fewer than FEWEST images, all shares grow alike; above 1, images repeat. An image's hardness is its loss when
-    last trained on, divided by the mean loss of its batch; 0, the least, before: the loop must `record` every batch.
+    have fewer than FEWEST images, all shares grow alike; above 1, images repeat. The loop must `record` every batch:
+    an image's hardness, at first 0, is its loss over the mean of its batch, averaged with a share `memory` of the old.
     """
 
     RANDOM_SHARE = 0.3
     FEWEST = 15_000  # in a run: a net needs its steps however few images there are
 
-    def __init__(self, images, labels, batch_size, epochs=1, first_share=1.0, later_share=1.0):
-        self.images, self.labels, self.batch_size = images, labels, batch_size
+    def __init__(self, images, labels, batch_size, epochs=1, first_share=1.0, later_share=1.0, memory=0.0):
+        self.images, self.labels, self.batch_size, self.memory = images, labels, batch_size, memory
         times = max(1, self.FEWEST / (len(labels) * (first_share + later_share * (epochs - 1))))
         counts = (max(1, round(share * times * len(labels))) for share in (first_share, later_share))
         self.first_count, self.later_count = counts
@@ -80,7 +80,7 @@ class TrainLoader:
 
     def record(self, index, losses):
         """Update the hardness of the images at `index` (B,), a batch, from their losses (B,)."""
-        self.hardness[index] = losses / losses.mean().clamp_min(1e-12)
+        self.hardness[index] = (losses / losses.mean().clamp_min(1e-12)).lerp(self.hardness[index], self.memory)
 
     def steps(self, epochs):
         """Number of batches in the first `epochs` epochs."""

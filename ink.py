@@ -71,7 +71,7 @@ def drop_lines(ink):
         spanning[spanning < FAINT / 2] = 0  # noise
         if ndimage.label((spanning > 0) & (around.min(0) > SIMILAR * highest))[1] < 3:
             spanning[highest > SIMILAR * strongest] = 0  # a stroke
-        for strip, profile in zip(strips, np.minimum(profiles, spanning)):
+        for strip, profile in zip(strips, profiles.clip(0, spanning)):
             picture[:, strip] -= profile[:, None]
     return ink
 

@@ -47,7 +47,7 @@ def train(settings, run=None, on_epoch=None):
     torch.manual_seed(settings.seed)
     net = Net(**recipe.network).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(net, recipe)
-    loader = TrainLoader(*dataset.train, recipe.batch_size, recipe.epochs, recipe.first_share, recipe.later_share)
+    loader = TrainLoader(*dataset.train, **recipe.selection)
     scheduler = make_scheduler(optimizer, recipe, loader.steps(recipe.epochs))
     # `model` is `net`; under torchrun it wraps `net`, and the loader yields only this process's part of every batch.
     loader, model = run.share(settings, dataset, loader, net)

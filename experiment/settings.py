@@ -70,6 +70,7 @@ class Recipe(Checked):
     epochs: int = setting("training", 7, Number(1, 100_000, int), "epochs")
     first_share: float = setting("training", 1.0, Number(0, 1, above=True), "share of the images in the first epoch")
     later_share: float = setting("training", 0.15, Number(0, 1, above=True), "in each later one, mostly the hardest")
+    memory: float = setting("training", 0.0, Number(0, 0.99), "share of an image's earlier hardness that it keeps")
     batch_size: int = setting("training", 128, Number(1, 1_000_000, int), "images per step")
     lr: float = setting("training", 1.0, Number(0, 1000, above=True), "peak learning rate of the one cycle")
     warmup: float = setting("training", 0.3, Number(0.01, 0.99), "fraction of the cycle before the peak")
@@ -94,6 +95,11 @@ class Recipe(Checked):
         return {name: getattr(self, name) for name in ("widths", "dropout", "separable", "antialias", "margin")}
 
     @property
+    def selection(self):
+        """The arguments of data.TrainLoader besides the images and labels."""
+        return {name: getattr(self, name) for name in ("batch_size", "epochs", "first_share", "later_share", "memory")}
+
+    @property
     def augmentation(self):
         """The arguments of data.RandomAffine."""
         return {name: getattr(self, name) for name in ("rotation", "translate", "scale", "shear", "margin")}
@@ -112,7 +118,7 @@ RECIPES = {
     # the highest accuracy
     "best": replace(LONG, name="best", widths=(16, 48, 64, 80, 64), epochs=25, later_share=1 / 3),
     # the fewest parameters
-    "tiny": replace(LONG, name="tiny", widths=(7, 18, 22, 20, 20), epochs=20, later_share=1.0),
+    "tiny": replace(LONG, name="tiny", widths=(8, 16, 16, 16, 16), epochs=153, later_share=0.125, memory=0.5),
 }
 
 

@@ -4,14 +4,14 @@ import math
 
 from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
-from experiment.plots import BLUE, VERMILLION, WIDTH, draw_answers, mistakes
+from experiment.plots import BLUE, VERMILLION, WIDTH, draw_answers, log_scale, mistakes
 from study.published import PUBLISHED
-from study.results import summarise_all
+from study.results import interval, summarise_all
 from train import predict
 
 
 def draw_seconds_to_target(axes, results):
-    """A bar per recipe: training seconds until its mean accuracy is at least 99.4%; hatched: all, it never is."""
+    """A bar per recipe: training seconds to a mean accuracy of 99.4%; hatched: all, where the mean stays below."""
     summaries = summarise_all(results)
     names = sorted(summaries, key=lambda name: summaries[name]["seconds_to_target"])
     for y, name in enumerate(names):
@@ -19,28 +19,28 @@ def draw_seconds_to_target(axes, results):
         reached, seconds = summary["first_epoch"] is not None, summary["seconds_to_target"]
         axes.barh(y, seconds, color=colour, alpha=1 if reached else 0.45, hatch="" if reached else "///")
         text = f" {seconds:.0f} s" if seconds >= 10 else f" {seconds:.1f} s"
-        text += "" if reached else f", not reached: {summary['by_epoch'][-1]:.2f}%"
+        text += "" if reached else f", mean {summary['by_epoch'][-1]:.2f}%"
         axes.text(seconds, y, f"{text} (n = {summary['n']})", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(1, 20 * seconds), xticks=[1, 10, 100], xticklabels=["1 s", "10 s", "100 s"])
     axes.minorticks_off()
-    axes.set(xlabel="logarithmic scale", title="training seconds to a mean of 99.4% over n runs; hatched: not reached")
+    axes.set(xlabel="logarithmic scale", title="training seconds to a mean of 99.4%; hatched: the mean stays below")
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_overview(figure, results, weights):
     """Seconds to a mean of 99.4% of all recipes; every mistake of the net in the file `weights`."""
-    figure.set(size_inches=(13, 4.6), layout_engine="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_seconds_to_target(left, results)
+    figure.set(size_inches=(WIDTH, 6), layout_engine="constrained")
+    above, below = figure.subplots(2, height_ratios=(3, 2))
+    draw_seconds_to_target(above, results)
     images, labels = load_mnist().test
     logits = predict(load_net(weights), images, "fp32")
-    wrong, columns = mistakes(labels, logits), 9
-    right.set(xlim=(0, columns), ylim=(1.25 * math.ceil(len(wrong) / columns), 0), aspect="equal", autoscale_on=False)
-    right.axis("off")
-    right.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
-    draw_answers(right, images, labels, logits, wrong, columns, "{} → {}")
+    wrong, columns = mistakes(labels, logits), 14
+    below.set(xlim=(0, columns), ylim=(1.25 * math.ceil(len(wrong) / columns), 0), aspect="equal", autoscale_on=False)
+    below.axis("off")
+    below.set_title(f"all {len(wrong)} mistakes of {weights.stem} on {len(labels):,} test images: true → predicted")
+    draw_answers(below, images, labels, logits, wrong, columns, "{} → {}")
 
 
 def draw_reliability(figure, weights):
@@ -59,3 +59,38 @@ def draw_reliability(figure, weights):
     axes.set(xlim=(40, 101), ylim=(40, 102))
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_frontier(figure, points, public):
+    """Accuracy over parameters.
+
+    `points`: {name: (parameters, accuracies of runs)}, drawn as means with 95% intervals; `public`: dicts of
+    repository, parameters, accuracy, and of how many runs it is the best.
+    """
+    from matplotlib.ticker import LogLocator
+
+    figure.set(size_inches=(WIDTH, 5.2), layout_engine="constrained")
+    axes = figure.subplots()
+    for is_one, label in ((True, "published: best epoch of one run"), (False, "published: best of several runs")):
+        rows = [row for row in public if (row["runs"] == "1") == is_one]
+        x, y = [int(row["parameters"]) for row in rows], [100 - float(row["accuracy"]) for row in rows]
+        axes.plot(x, y, "o", color=VERMILLION, fillstyle="full" if is_one else "none", label=label)
+        for row, *place in zip(rows, x, y):
+            owner = row["repository"].split("/")[0]
+            axes.annotate(owner, place, (5, -2.5), textcoords="offset points", fontsize=7)
+    family, plain = [], []
+    for name, (parameters, accuracies) in points.items():
+        low, high = interval(accuracies)
+        (plain if name == "default" else family).append((parameters, 100 - (low + high) / 2, (high - low) / 2))
+    for own, style, label in ((family, "o-", "ours: mean after the last epoch, 95% interval"), (plain, "s", "default")):
+        axes.errorbar(*zip(*sorted(own)), fmt=style, color=BLUE, capsize=3, label=label)
+    log_scale(axes, lambda error, _: f"{100 - error:g}", "test accuracy (%)")
+    axes.set(xscale="log", xlabel="parameters")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=()))
+    axes.yaxis.set_major_locator(LogLocator(subs=range(1, 8)))
+    axes.invert_yaxis()
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)

@@ -8,6 +8,7 @@ In a document, "<!-- KIND: FILE... -->" and "<!-- end -->" enclose what the func
 named relative to the document.
 """
 
+import csv
 import json
 import re
 import statistics
@@ -21,26 +22,26 @@ from experiment.errors import FileError
 from experiment.files import replace_file
 from experiment.plots import drawn
 from model import Net, count_parameters
-from study.figures import draw_overview, draw_reliability
+from study.figures import draw_frontier, draw_overview, draw_reliability
 from study.published import PUBLISHED
-from study.results import read_results, summarise, summarise_all
+from study.results import interval, read_results, summarise, summarise_all
 from study.runs import ROOT
 
 RESULTS = ROOT / "results"
+FRONTIER = [RESULTS / name for name in ("frontier.jsonl", "default.json", "tiny.json", "best.json")]
 SESSION = RESULTS / "side-by-side.json"  # all recipes in one session: its times compare
 DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", ROOT / "weights" / "README.md")
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
 
-SUMMARY = ("recipe, weights", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "training s")
+SUMMARY = ("recipe, weights", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "training s", "whole process s")
 ACCURACY = ("recipe", "parameters", "epochs", "passes", "mean ± std (n)", "95% CI of the mean", "min", "runs ≥ 99.4%")
-TIMES = ("training s to a mean of 99.4%", "training s, all epochs", "whole process, s", "peak MB")
+TIMES = ("training s to a mean of 99.4%", "training s", "whole process s to it", "whole process s", "peak MB")
 
 
-def cells(result):
-    """{column: text} of a result that has runs."""
-    recipe, summary = result["recipe"], summarise(result["runs"])
-    std = "" if summary["std"] is None else f" ± {summary['std']:.3f}"
-    to_target = f"{summary['seconds_to_target']:.1f} (epoch {summary['first_epoch']})"
+def cells(result, timed=None):
+    """{column: text} of a result that has runs; its times are those of `timed`, by default of its own runs."""
+    recipe, summary, times = result["recipe"], summarise(result["runs"]), summarise((timed or result)["runs"])
+    std, epoch = "" if summary["std"] is None else f" ± {summary['std']:.3f}", times["first_epoch"]
     return {
         "recipe": recipe,
         "recipe, weights": f"[{recipe}](weights/{recipe}.pth)" if (WEIGHTS / f"{recipe}.pth").exists() else recipe,
@@ -51,22 +52,21 @@ def cells(result):
         "95% CI of the mean": "{:.3f} to {:.3f}".format(*summary["ci95"]) if summary["ci95"] else "–",
         "min": f"{summary['min']:.2f}",
         "runs ≥ 99.4%": f"{summary['reached']} of {summary['n']}",
-        "training s": session_seconds(result),
-        "training s to a mean of 99.4%": to_target if summary["first_epoch"] else "never",
-        "training s, all epochs": f"{summary['seconds'][-1]:.1f}",
-        "whole process, s": f"{summary['total_seconds']:.1f}",
-        "peak MB": summary["peak_memory_mb"] or "–",
+        "training s": f"{times['seconds']:.1f}",
+        "training s to a mean of 99.4%": f"{times['seconds_to_target']:.1f} (epoch {epoch})" if epoch else "–",
+        "whole process s": f"{times['total_seconds']:.1f}",
+        "whole process s to it": f"{times['total_seconds_to_target']:.1f}" if epoch else "–",
+        "peak MB": times["peak_memory_mb"] or "–",
     }
 
 
-def session_seconds(result):
-    """Training seconds in the SESSION of the recipe of `result`, and in brackets settings that have changed since."""
-    there = next((other for other in read_results(SESSION) if other["recipe"] == result["recipe"]), None)
-    if not (there and there["runs"]):
-        return "–"
-    changed = [f"{name} {value}" for name, value in there["config"].items() if value != result["config"].get(name)]
-    seconds = f"{summarise(there['runs'])['seconds'][-1]:.1f}"
-    return f"{seconds} ({', '.join(changed)})" if changed else seconds
+def session_of(result):
+    """The result of the same recipe and settings in the SESSION, if it has runs; settings may have been added since."""
+    for other in read_results(SESSION):
+        same = all(other["config"].get(name) == value for name, value in result["config"].items())
+        if other["recipe"] == result["recipe"] and same and other["runs"]:
+            return other
+    return None
 
 
 def markdown(columns, rows):
@@ -75,15 +75,17 @@ def markdown(columns, rows):
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def table(results, columns):
-    """A Markdown table of those `results` that have runs."""
-    rows = [cells(result) for result in results if result["runs"]]
+def table(files, columns):
+    """A Markdown table of all results in the files that have runs, with the times of the SESSION."""
+    results = [result for file in files for result in read_results(file) if result["runs"]]
+    pairs = [(result, session_of(result)) for result in results]
+    rows = [cells(result, timed) | ({} if timed else dict.fromkeys(TIMES, "–")) for result, timed in pairs]
     return markdown(columns, ([row[column] for column in columns] for row in rows))
 
 
 def plain_table(results):
     """A table of those `results` that have runs, for a terminal of 80 columns."""
-    columns = ("recipe", "parameters", "mean ± std (n)", "runs ≥ 99.4%", TIMES[1], TIMES[2])
+    columns = ("recipe", "parameters", "mean ± std (n)", "runs ≥ 99.4%", "training s", "whole process s")
     rows = [[str(cells(result)[column]) for column in columns] for result in results if result["runs"]]
     rows.insert(0, ["recipe", "parameters", "mean ± std (n)", "≥ 99.4%", "training s", "in all s"])
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -97,34 +99,35 @@ def read(path):
         raise FileError(f"{path} cannot be read: {error}; restore it") from error
 
 
-def tables(files, columns):
-    """The table of all results in the files."""
-    return table([result for file in files for result in read_results(file)], columns)
-
-
 def machine(files):
     """The machine, versions and numbers of runs of the file."""
     results = read_results(files[0])
     first, counts = results[0], [len(result["runs"]) for result in results]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     threads = "1 thread" if first["threads"] == 1 else f"{first['threads']} threads"
-    what = f"Training s: all epochs, median of {min(counts)} to {max(counts)} runs"
-    return f"{what}, {threads} of {first['machine']}; {versions}."
+    what = f"Times: medians of {min(counts)} to {max(counts)} runs, {threads} of {first['machine']}; {versions}"
+    return f"{what}. Training excludes start-up and evaluation."
 
 
 def ratio(files):
-    """How much longer the published recipe of the least time to a mean of 99.4%, or in vain, trains than `fast`."""
+    """How much longer than `fast` the quickest published recipes take, one whose mean gets there and one other."""
     summaries = summarise_all(read_results(files[0]))
-    name = min((name for name in summaries if name in PUBLISHED), key=lambda name: summaries[name]["seconds_to_target"])
-    fast, best = summaries["fast"], summaries[name]
-    ours, theirs = fast["seconds_to_target"], best["seconds_to_target"]
-    end = "" if best["first_epoch"] else f" and ends at {best['by_epoch'][-1]:.2f}%"
-    return (
-        f"`fast` reaches a mean of 99.4% in {ours:.1f} s (n = {fast['n']}); the shortest of the five, {name}, trains "
-        f"for {theirs:.0f} s{end} (n = {best['n']}): **{theirs / ours:.0f} times** as long. "
-        f"From the command to the prompt all epochs take {fast['total_seconds']:.1f} and {best['total_seconds']:.0f} "
-        f"s, {best['total_seconds'] / fast['total_seconds']:.0f} times as long."
-    )
+    fast = summaries["fast"]
+    ours = fast["seconds_to_target"], fast["total_seconds_to_target"]
+    text = f"`fast` reaches a mean of 99.4% in {ours[0]:.1f} s of training, {ours[1]:.1f} s from command to prompt"
+    lines = [f"{text} (n = {fast['n']})."]
+    for gets_there, what in ((True, "that gets there"), (False, "that does not")):
+        names = [name for name in PUBLISHED if name in summaries and gets_there == bool(summaries[name]["first_epoch"])]
+        if names:
+            name = min(names, key=lambda name: summaries[name]["seconds_to_target"])
+            other = summaries[name]
+            seconds, total = other["seconds_to_target"], other["total_seconds_to_target"]
+            end = f"mean {other['by_epoch'][-1]:.2f}%, n = {other['n']}"
+            times = f"**{seconds / ours[0]:.0f} and {total / ours[1]:.0f} times** as long"
+            lines.append(
+                f"The quickest of the five {what}, {name}, takes {seconds:.0f} and {total:.0f} s ({end}): {times}."
+            )
+    return "\n".join(lines)
 
 
 def weights(files):
@@ -148,6 +151,43 @@ def scaling(files):
     return markdown(("what differs", "seconds per epoch", "peak MB"), rows)
 
 
+def csv_rows(file):
+    """Each row of a CSV file as a dict."""
+    return list(csv.DictReader(read(file).splitlines()))
+
+
+def public(files):
+    """A table of what other repositories publish."""
+    rows = [
+        (f"[{name}](https://github.com/{name})", f"{int(parameters):,}", accuracy, runs)
+        for name, parameters, accuracy, runs in map(dict.values, csv_rows(files[0]))
+    ]
+    return markdown(("repository", "parameters", "accuracy (%)", "best of runs"), rows)
+
+
+def frontier(files):
+    """{what is trained: (parameters, accuracies of runs)} of the files of study.tune (.jsonl) and benchmark.py."""
+    points = {}
+    for file in files:
+        if file.suffix == ".jsonl":
+            for row in map(json.loads, read(file).splitlines()):
+                name = f"{row['recipe']} {row['set']}"
+                points.setdefault(name, (row["parameters"], []))[1].append(row["accuracy"])
+        else:
+            for result in read_results(file):
+                points[result["recipe"]] = result["params"], [run["final_test_accuracy"] for run in result["runs"]]
+    return dict(sorted(points.items(), key=lambda point: point[1][0]))
+
+
+def frontier_table(files):
+    """A table of the points that draw_frontier draws."""
+    rows = []
+    for name, (parameters, found) in frontier(files).items():
+        accuracy = f"{statistics.fmean(found):.3f} ± {statistics.stdev(found):.3f}% ({len(found)})"
+        rows.append((f"{parameters:,}", f"`{name}`", accuracy, "{:.3f} to {:.3f}".format(*interval(found))))
+    return markdown(("parameters", "recipe and flags", "mean ± std (n)", "95% CI of the mean"), rows)
+
+
 def layers(files):
     """A table of the blocks of the default network."""
     net, rows = Net().eval(), []
@@ -163,14 +203,16 @@ def layers(files):
 
 KINDS = {
     "layers": layers,
-    "summary table": lambda files: tables(files, SUMMARY),
-    "accuracy table": lambda files: tables(files, ACCURACY),
-    "time table": lambda files: tables(files, ("recipe", *TIMES)),
-    "log": lambda files: f"```\n{read(files[0])}```",
+    "summary table": lambda files: table(files, SUMMARY),
+    "accuracy table": lambda files: table(files, ACCURACY),
+    "time table": lambda files: table(files, ("recipe", *TIMES)),
+    "log": lambda files: f"```\n{read(files[0])[read(files[0]).find('Epoch') :]}```",  # without which run it is
     "machine": machine,
     "ratio": ratio,
     "weights": weights,
     "scaling": scaling,
+    "public": public,
+    "frontier": frontier_table,
 }
 
 
@@ -202,6 +244,8 @@ def main(argv=None):
             raise FileError(f"{document}: a figure is out of date; run python -m study.report")
     if not args.check:
         replace_file(RESULTS / "overview.png", drawn(draw_overview, read_results(SESSION), WEIGHTS / "default.pth"))
+        points, others = frontier(FRONTIER), csv_rows(RESULTS / "public.csv")
+        replace_file(RESULTS / "frontier.png", drawn(draw_frontier, points, others))
         replace_file(RESULTS / "reliability.png", drawn(draw_reliability, WEIGHTS / "best.pth"))
 
 

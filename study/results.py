@@ -1,7 +1,6 @@
 """The results of benchmark.py: what a run adds to its JSON, and the statistics over all runs."""
 
 import contextlib
-import itertools
 import json
 import os
 import platform
@@ -34,37 +33,43 @@ def add_run(result, metrics, process_seconds, jobs=1):
     result.update({name: summary[name] for name in ("mean", "std", "ci95")})
 
 
-def summarise(runs):
-    """Mean, sample standard deviation, from five runs on a 95% confidence interval (Student's t), times, and more.
-
-    `seconds`: medians up to the end of each epoch; `first_epoch`: the first with a mean accuracy of 99.4%, or None.
-    """
+def interval(values):
+    """95% confidence interval (low, high) of the mean of two or more `values`, by Student's t."""
     from scipy.stats import t
 
+    n, mean = len(values), statistics.fmean(values)
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+    return mean - half, mean + half
+
+
+def summarise(runs):
+    """Mean, sample standard deviation, from five runs on a 95% confidence interval, times, and more.
+
+    `first_epoch` is the first with a mean accuracy of 99.4%, or None. Times are medians of the runs: of training and of
+    the whole process, and the same without the training of later epochs, `to_target`.
+    """
     finals = [run["final_test_accuracy"] for run in runs]
-    n, mean, std, ci95 = len(finals), statistics.fmean(finals), None, None
-    if n > 1:
-        std = statistics.stdev(finals)
-        half = float(t.ppf(0.975, n - 1)) * std / n**0.5
-        std, ci95 = round(std, 4), [round(mean - half, 4), round(mean + half, 4)] if n >= 5 else None
+    n, mean = len(finals), statistics.fmean(finals)
+    ci95 = [round(end, 4) for end in interval(finals)] if n >= 5 else None
     by_epoch = [statistics.fmean(column) for column in zip(*(run["epoch_test_accuracy"] for run in runs))]
     epoch = next((i for i, accuracy in enumerate(by_epoch, 1) if round(accuracy, 6) >= TARGET), None)
-    medians = map(statistics.median, zip(*(run["epoch_seconds"] for run in runs)))
-    seconds = list(itertools.accumulate(medians))
+    training, whole = [sum(run["epoch_seconds"]) for run in runs], [run["total_seconds"] for run in runs]
+    later = [sum(run["epoch_seconds"][epoch or len(by_epoch) :]) for run in runs]
     return {
         "n": n,
         "epochs": len(by_epoch),
         "passes": statistics.median(run["passes"] for run in runs),
         "by_epoch": by_epoch,
         "mean": round(mean, 4),
-        "std": std,
+        "std": round(statistics.stdev(finals), 4) if n > 1 else None,
         "ci95": ci95,
         "min": min(finals),
         "reached": sum(final >= TARGET for final in finals),
         "first_epoch": epoch,
-        "seconds": seconds,
-        "seconds_to_target": seconds[epoch - 1] if epoch else seconds[-1],
-        "total_seconds": statistics.median(run["total_seconds"] for run in runs),
+        "seconds": statistics.median(training),
+        "seconds_to_target": statistics.median(all_epochs - rest for all_epochs, rest in zip(training, later)),
+        "total_seconds": statistics.median(whole),
+        "total_seconds_to_target": statistics.median(process - rest for process, rest in zip(whole, later)),
         "peak_memory_mb": max(run["peak_memory_mb"] or 0 for run in runs) or None,
     }
 

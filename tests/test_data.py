@@ -57,6 +57,9 @@ def test_the_hardness_of_an_image_is_its_loss_over_the_mean_of_its_batch():
     loader.record(torch.tensor([3, 7]), torch.tensor([0.03, 0.01]))
     loader.record(torch.tensor([0, 2]), torch.zeros(2))
     assert loader.hardness.tolist() == pytest.approx([0, 0.5, 0, 1.5, 0, 0, 2, 0.5])
+    loader.memory = 0.75
+    loader.record(torch.tensor([6, 7]), torch.tensor([3.0, 1.0]))
+    assert loader.hardness[[3, 6, 7]].tolist() == pytest.approx([1.5, 0.75 * 2 + 0.25 * 1.5, 0.75 * 0.5 + 0.25 * 0.5])
 
 
 @pytest.mark.parametrize(("first", "later"), [(1.0, 1.0), (0.8, 0.2), (1e-9, 1.0), (1.0, 1e-9), (0.11, 0.9)])

@@ -27,10 +27,14 @@ def test_summary_by_hand():
     assert result["ci95"] == pytest.approx([99.5 - half, 99.5 + half], abs=2e-4)
     summary = summarise(result["runs"])
     assert (summary["reached"], summary["min"], summary["first_epoch"], summary["n"]) == (4, 99.3, 3, 5)
-    assert summary["seconds"] == [4.0, 8.0, 12.0] and summary["seconds_to_target"] == 12.0
+    assert summary["seconds"] == summary["seconds_to_target"] == 12.0  # of seed 2; one second more an epoch for each
     assert (summary["passes"], summary["total_seconds"], summary["peak_memory_mb"]) == (3 * 100 / 80, 11.0, 504)
     earlier = summarise(result_of((0, 98.0, 99.4, 99.3))["runs"])
     assert (earlier["first_epoch"], earlier["seconds_to_target"], earlier["reached"]) == (2, 4.0, 0)
+    assert (earlier["seconds"], earlier["total_seconds"], earlier["total_seconds_to_target"]) == (6.0, 9.0, 7.0)
+    runs = [{"epoch_seconds": e, "total_seconds": sum(e)} for e in ([1, 9], [2, 1], [9, 3])]  # medians 2 and 3
+    runs = [{**run, **new} for run, new in zip(result_of((0, 99.0, 99.0), (1, 99, 99), (2, 99, 99))["runs"], runs)]
+    assert summarise(runs)["seconds"] == 10  # the median of runs, not the sum of medians
     never = summarise(result_of((0, 98.0, 99.3))["runs"])
     assert (never["first_epoch"], never["seconds_to_target"]) == (None, 4.0)
 

@@ -38,30 +38,40 @@ def test_a_process_returns_its_metrics_or_the_last_line_of_its_error(monkeypatch
 
 
 def test_an_interrupted_comparison_continues(tmp_path, monkeypatch, capsys):
-    asked, out = [], tmp_path / "tune.jsonl"
+    asked, out, facts = [], tmp_path / "tune.jsonl", {"params": 1000, "train_images": 80, "torch": "2"}
 
     def run_process(argv):
         asked.append(" ".join(map(str, argv)))
         if len(asked) == 4:
             raise KeyboardInterrupt
         last = {"holdout_accuracy": 99.0 + len(asked) / 10, "holdout_loss": 0.02, "images": 150}
-        return {"epochs": [{**last, "holdout_accuracy": 98.0}, last], "params": 1000, "train_images": 80}, 2.04
+        return {
+            "epochs": [{**last, "holdout_accuracy": 98.0}, last],
+            "params": 1000,
+            "train_images": 80,
+            "torch": "2",
+        }, 2.04
 
     monkeypatch.setattr(tune, "run_process", run_process)
     argv = ["fast", "--set", "", "--set", "--lr 2 --epochs 3", "--runs", "2", "--seed", "3", "--out", str(out)]
     assert tune.main([*argv, "--data-dir", "there"]) == 130
     assert tune.main([*argv, "--data-dir", "there"]) == 0
-    end = "--holdout 10000 --target none --threads 1 --no-plots --data-dir there"
+    end = "--target none --threads 1 --no-plots --holdout 10000 --data-dir there"
     cases = [(flags, seed) for seed in (3, 4) for flags in ("", "--lr 2 --epochs 3 ")]
     assert asked == [f"-m train --recipe fast {flags}--seed {seed} {end}" for flags, seed in (*cases, cases[-1])]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["set"], row["seed"], row["accuracy"]) for row in rows] == [
         (flags.strip(), seed, accuracy) for (flags, seed), accuracy in zip(cases, (99.1, 99.2, 99.3, 99.5))
     ]
-    last = {"loss": 0.02, "parameters": 1000, "passes": 3.75, "seconds": 2.0}
-    assert rows[-1] == {"recipe": "fast", "set": "--lr 2 --epochs 3", "seed": 4, "accuracy": 99.5, **last}
+    last = {"loss": 0.02, "parameters": 1000, "passes": 3.75, "seconds": 2.0, "torch": "2"}
+    asked_last = {"recipe": "fast", "set": "--lr 2 --epochs 3", "seed": 4, "split": "holdout", "accuracy": 99.5}
+    assert rows[-1] == {**asked_last, **last, "machine": rows[0]["machine"]}
     means = "99.200 ± 0.141% (2)  fast \n99.350 ± 0.212% (2)  fast --lr 2 --epochs 3\n"
     assert capsys.readouterr().out == means
+    last = {"test_accuracy": 99.9, "test_loss": 0.01, "images": 80}
+    monkeypatch.setattr(tune, "run_process", lambda argv: asked.append(argv) or ({**facts, "epochs": [last]}, 1.0))
+    assert tune.main([*argv[:3], "--runs", "1", "--seed", "3", "--test", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == "99.900% (1)  fast \n" and "--holdout" not in asked[-1]
 
 
 def test_scaling_trains_on_files_with_the_images_repeated(mnist_dir, tmp_path, monkeypatch):
