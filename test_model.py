@@ -65,9 +65,6 @@ def test_the_default_recipe_reaches_99_4_percent_on_mnist(tmp_path, monkeypatch)
     assert metrics["final_test_accuracy"] >= 99.4
 
 
-# Details of the network
-
-
 def test_a_net_of_any_precision_takes_bytes_whatever_the_default_is_and_no_other_integers(request):
     net, images = load_net("tiny"), torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8)
     logits, atol = net(images), {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.2}

@@ -51,20 +51,17 @@ def test_bad_flags_are_refused_and_leave_no_file_behind(tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_names_every_setting_with_its_default(capsys):
-    assert run("--help") == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert all(flag(f.name) in text and f.metadata["help"] in text for f in FIELDS)
-    assert all(f"(default: {default})" in text for default in ("16 16 32 24 24", "0.15", "False", "99.4", "mnist"))
-
-
-def test_settings_are_those_of_the_recipe_and_of_what_is_typed():
+def test_settings_are_those_of_the_recipe_and_of_what_is_typed_and_help_names_each_with_its_default(capsys):
     assert new_settings(given_by("")) == Settings()
     argv = "--recipe best --epochs 3 --no-separable --widths 4 5 6 7 8 --target None --seed 5 --data-dir ~ --no-plots"
     options, given = parse_args("", [*argv.split(), "--out", "~/a folder"])
     recipe = replace(RECIPES["best"], epochs=3, separable=False, widths=(4, 5, 6, 7, 8))
     assert new_settings(given) == Settings(recipe, target=None, seed=5, data_dir=str(Path.home()))
     assert vars(options) == {"out": f"{Path.home()}/a folder", "plots": False, "resume": None, "evaluate": None}
+    assert run("--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(flag(f.name) in text and f.metadata["help"] in text for f in FIELDS)
+    assert all(f"(default: {default})" in text for default in ("16 16 32 24 24", "0.15", "False", "99.4", "mnist"))
 
 
 def values_of(f):
