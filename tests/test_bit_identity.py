@@ -79,10 +79,8 @@ def record(file, recipes):
 
 
 def record_in(environment, file, *recipes):
-    command, variables = (
-        [sys.executable, "-m", "tests.test_bit_identity", file, *recipes],
-        {**os.environ, **environment},
-    )
+    command = [sys.executable, "-m", "tests.test_bit_identity", file, *recipes]
+    variables = {**os.environ, **environment}
     subprocess.run(command, cwd=RECORDED.parents[1], env=variables, stdout=subprocess.DEVNULL, check=True)
 
 
