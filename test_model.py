@@ -30,10 +30,15 @@ def net(request):
     return Net(**RECIPES[request.param].network)
 
 
-def test_every_recipe_has_fewer_than_20000_parameters():
+def test_every_recipe_has_fewer_than_20000_parameters_and_the_script_prints_a_table_of_all_layers(capsys):
     counts = {name: count_parameters(Net(**recipe.network)) for name, recipe in RECIPES.items()}
     assert max(counts.values()) < 20_000 and counts["default"] == count_parameters(Net()) == PARAMETERS
     assert counts["tiny"] <= 3000
+    runpy.run_path(str(ROOT / "model.py"), run_name="__main__")
+    table = capsys.readouterr().out
+    assert f"Total params: {PARAMETERS:,}\n" in table
+    leaves = Counter(type(module).__name__ for module in Net().modules() if not list(module.children()))
+    assert leaves <= Counter(re.findall(r"(\w+)-\d+ ", table))
 
 
 def test_batchnorm_dropout_and_global_average_pooling_take_part_in_every_forward_pass(net):
@@ -48,14 +53,6 @@ def test_batchnorm_dropout_and_global_average_pooling_take_part_in_every_forward
     assert before.equal(pooled.flatten(1)) and after is dropped and logits.shape == (4, 10)
 
 
-def test_the_script_prints_a_table_of_all_layers_and_the_number_of_parameters(capsys):
-    runpy.run_path(str(ROOT / "model.py"), run_name="__main__")
-    table = capsys.readouterr().out
-    assert f"Total params: {PARAMETERS:,}\n" in table
-    leaves = Counter(type(module).__name__ for module in Net().modules() if not list(module.children()))
-    assert leaves <= Counter(re.findall(r"(\w+)-\d+ ", table))
-
-
 def test_the_default_recipe_reaches_99_4_percent_on_mnist(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     try:
@@ -66,9 +63,6 @@ def test_the_default_recipe_reaches_99_4_percent_on_mnist(tmp_path, monkeypatch)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["dataset"] == "mnist" and metrics["params"] == PARAMETERS
     assert metrics["final_test_accuracy"] >= 99.4
-
-
-# Details of the network
 
 
 def test_a_net_of_any_precision_takes_bytes_whatever_the_default_is_and_no_other_integers(request):
@@ -104,7 +98,7 @@ def test_a_margin_crops_as_many_pixels_from_each_side(margin):
     assert torch.equal(net(images[:, :, inside, inside]), logits)  # cropped already
 
 
-def test_antialiased_pooling_is_the_mean_of_four_maxima():
+def test_antialiased_poolings_are_means_of_four_maxima_where_a_setting_says_so():
     features = torch.randn(2, 3, 10, 9)
     pooled = nn.Sequential(*pooling(antialiased=True))(features)
     assert pooled.shape == (2, 3, 5, 4)
@@ -112,9 +106,6 @@ def test_antialiased_pooling_is_the_mean_of_four_maxima():
         corners = itertools.product((2 * y, 2 * y + 1), (2 * x, 2 * x + 1))
         maxima = [features[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].amax((2, 3)) for i, j in corners]
         torch.testing.assert_close(pooled[:, :, y, x], torch.stack(maxima).mean(0))
-
-
-def test_a_setting_says_which_poolings_are_antialiased():
     for antialias, expected in (("none", []), ("second", [2]), ("both", [0, 2])):
         kinds = [{type(module) for module in block} for block in Net(antialias=antialias).blocks]
         assert [number for number, kind in enumerate(kinds) if nn.AvgPool2d in kind] == expected

@@ -65,8 +65,7 @@ def test_runs_that_are_not_alike_or_a_file_in_use_are_refused_before_training(ru
     labels, [result] = mnist_dir / FILES[1], json.loads(run.out.read_text())
 
     def assert_refused(*argv, expected, **change):
-        run.out.write_text(json.dumps([{**result, **change}]))
-        before = run.out.read_text()
+        run.out.write_text(before := json.dumps([{**result, **change}]))
         assert run(*argv, train=pytest.fail) == 2
         assert expected in capsys.readouterr().err and run.out.read_text() == before
 

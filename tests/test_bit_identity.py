@@ -59,8 +59,10 @@ def canary():
     return sha256(net.state_dict())
 
 
-def measure(folder):
-    """What the run in `folder` computed: per epoch losses, accuracies and learning rate; a hash of the weights."""
+def run(recipe, folder):
+    """What a run computes: per epoch losses, accuracies and learning rate; a hash of the weights."""
+    with mock.patch.object(train.TrainLoader, "FEWEST", 0):  # images do not repeat, as MNIST's do not
+        assert train.main(["--recipe", recipe, *ARGS, "--out", str(folder)]) == 0
     epochs = json.loads((folder / "metrics.json").read_text())["epochs"]
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
     weights = Checkpoint.load(folder / "last.pt").net().state_dict()
@@ -68,13 +70,7 @@ def measure(folder):
     return {"epochs": [[epoch[name] for name in names] for epoch in epochs], "weights": sha256(weights)}
 
 
-def run(recipe, folder):
-    with mock.patch.object(train.TrainLoader, "FEWEST", 0):  # images do not repeat, as MNIST's do not
-        assert train.main(["--recipe", recipe, *ARGS, "--out", str(folder)]) == 0
-    return measure(folder)
-
-
-def record(file, recipes=RECIPES):
+def record(file, recipes):
     """Add to `file` what the `recipes` compute in this process."""
     recorded = json.loads(file.read_text()) if file.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -82,37 +78,34 @@ def record(file, recipes=RECIPES):
     file.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
-def record_portably(file, *recipes):
-    command, environment = [sys.executable, "-m", "tests.test_bit_identity", file, *recipes], {**os.environ, **PORTABLE}
-    subprocess.run(command, cwd=RECORDED.parents[1], env=environment, stdout=subprocess.DEVNULL, check=True)
+def record_in(environment, file, *recipes):
+    command = [sys.executable, "-m", "tests.test_bit_identity", file, *recipes]
+    variables = {**os.environ, **environment}
+    subprocess.run(command, cwd=RECORDED.parents[1], env=variables, stdout=subprocess.DEVNULL, check=True)
 
 
-def assert_as_recorded(recipe, measured, rounding):
+@pytest.mark.parametrize(
+    ("environment", "recipes"),
+    [({}, RECIPES), (PORTABLE, ("default", "fast", "tiny"))],  # which run all that `best` does, but faster
+    ids=["as this processor rounds", "as all x86 processors can"],
+)
+def test_runs_give_the_bits_recorded(environment, recipes, tmp_path):
+    record_in(environment, tmp_path / "bits.json", *recipes)
+    [(rounding, runs)] = json.loads((tmp_path / "bits.json").read_text()).items()
     recorded = json.loads(RECORDED.read_text())
     if rounding in recorded:
-        assert measured == recorded[rounding][recipe]
+        assert runs == {recipe: recorded[rounding][recipe] for recipe in recipes}
         return
-    warnings.warn("no record of this rounding: training losses are compared to 3%", stacklevel=2)
-    elsewhere = next(iter(recorded.values()))[recipe]["epochs"]
-    for here, there in zip(measured["epochs"], elsewhere, strict=True):
-        assert here[0] == pytest.approx(there[0], rel=0.03) and here[-1] == there[-1]
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_gives_the_bits_recorded_on_such_a_processor(recipe, tmp_path):
-    assert_as_recorded(recipe, run(recipe, tmp_path), canary())
-
-
-def test_runs_give_the_bits_recorded_for_all_x86_processors(tmp_path):
-    record_portably(tmp_path / "bits.json", "default", "fast", "tiny")  # which run all that `best` does, but faster
-    [(rounding, runs)] = json.loads((tmp_path / "bits.json").read_text()).items()
-    for recipe, measured in runs.items():
-        assert_as_recorded(recipe, measured, rounding)
+    warnings.warn("no record of this rounding: training losses are compared to 3%", stacklevel=1)
+    for recipe in recipes:
+        elsewhere = next(iter(recorded.values()))[recipe]["epochs"]
+        for here, there in zip(runs[recipe]["epochs"], elsewhere, strict=True):
+            assert here[0] == pytest.approx(there[0], rel=0.03) and here[-1] == there[-1]
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
         record(Path(sys.argv[1]), sys.argv[2:])
     else:
-        record(RECORDED)
-        record_portably(RECORDED, *RECIPES)
+        for environment in ({}, PORTABLE):
+            record_in(environment, RECORDED, *RECIPES)

@@ -1,42 +1,39 @@
-"""Checkpoints: what they hold, which files are refused, and --evaluate."""
+"""Checkpoints and weights: what they hold, which files are refused, --evaluate, and export."""
 
+import importlib
 import json
 import math
 import re
 import shutil
+import sys
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from conftest import DIGITS, RunsCode, assert_refused, read_metrics, run, same
+from conftest import DIGITS, ROOT, SMALL, RunsCode, assert_one_line, assert_refused, optional, read_metrics, run, same
 
 from data import TrainLoader
 from experiment.checkpoint import FORMAT, WEIGHTS, Checkpoint, load_net
-from experiment.datasets import load_digits_28x28
+from experiment.datasets import load_data, load_digits_28x28
 from experiment.errors import CheckpointError
-from experiment.history import History
-from experiment.settings import RECIPES, Recipe, Settings
+from experiment.settings import RECIPES, Recipe
 from model import Net, count_parameters
+from study import export
+from study.export import save_net
 from train import make_optimizer, make_scheduler, predict, score
 
 
-def test_a_checkpoint_holds_the_random_state_of_the_cpu_and_of_another_device(tmp_path, monkeypatch):
+def test_a_checkpoint_holds_the_random_state_of_another_device_too(monkeypatch):
     """For which "meta" stands."""
     states = []
     device = SimpleNamespace(get_rng_state=lambda: torch.ones(1).byte(), set_rng_state=states.append)
     monkeypatch.setattr(torch, "get_device_module", lambda name: {"meta": device}[name])
-    net = Net(widths=(4,) * 5)
-    optimizer = make_optimizer(net, Recipe())
+    optimizer = make_optimizer(Net(), Recipe())
     parts = (optimizer, make_scheduler(optimizer, Recipe(), steps=20), TrainLoader(None, torch.zeros(3), 1))
-    run = {"settings": Settings(Recipe(widths=(4,) * 5)), "processes": 2, "dataset": "digits", "sha256": "0"}
-    run |= {"history": History("test"), "log_bytes": 7}
-    checkpoint, expected = Checkpoint.capture(net.to("meta"), *parts, **run), torch.rand(9)
-    replace(checkpoint, model=Net(widths=(4,) * 5).state_dict()).save(tmp_path / "last.pt")
-    loaded = Checkpoint.load(tmp_path / "last.pt")
-    assert all(same(getattr(loaded, name), value) for name, value in run.items())
-    loaded.restore(Net(widths=(4,) * 5), *parts)
+    run = dict.fromkeys(("settings", "processes", "dataset", "sha256", "history", "log_bytes"))
+    checkpoint, expected = Checkpoint.capture(Net().to("meta"), *parts, **run), torch.rand(9)
+    replace(checkpoint, model=Net().state_dict()).restore(Net(), *parts)
     assert torch.equal(torch.rand(9), expected) and same(states, [torch.ones(1).byte()])
 
 
@@ -80,12 +77,11 @@ def test_evaluate_gives_the_logged_figures_and_writes_nothing(whole_run, capsys)
 
 def test_evaluate_takes_what_is_here_or_published_weights(whole_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    best, tiny, test = whole_run / "best.pt", WEIGHTS / "tiny.pth", load_digits_28x28().test
-    Path("best").mkdir()
-    for file, here in ((best, "best"), (WEIGHTS / "best.pth", "default"), (WEIGHTS / "best.json", "default.json")):
-        shutil.copy(file, here)
-    files = {whole_run: best, best: best, tiny: tiny, "tiny": tiny, "best": "best/best.pt", "default": "default"}
-    for source, file in files.items():
+    test = load_digits_28x28().test
+    shutil.copytree(whole_run, "best")
+    shutil.copy(WEIGHTS / "tiny.pth", "default")
+    shutil.copy(WEIGHTS / "tiny.json", "default.json")
+    for source, file in {"tiny": WEIGHTS / "tiny.pth", "best": "best/best.pt", "default": "default"}.items():
         assert run("--evaluate", source, *DIGITS) == 0
         expected = score(predict(load_net(file), test.images, "fp32"), test.labels).line("test")
         assert re.match(rf"Net: {file}, .*\n.*\n{re.escape(expected)}\n", capsys.readouterr().out)
@@ -99,3 +95,87 @@ def test_published_weights_get_as_many_test_images_right_as_they_say(name, mnist
     if name != "best":  # test_demo.py counts its answers
         again = score(predict(net, mnist_test.images, "fp32"), mnist_test.labels)
         assert (again.correct, again.count) == (about["correct"], about["test_images"])
+
+
+@pytest.mark.parametrize("name", ["default", "best", "tiny"])
+def test_torch_hub_gives_them_whatever_else_is_called_model(name, monkeypatch, tmp_path):
+    (tmp_path / "model.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.syspath_prepend(tmp_path)
+    images, expected = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8), load_net(WEIGHTS / f"{name}.pth")
+    for own in (ModuleType("model"), None):  # imported by the user's program, and still to be imported
+        monkeypatch.setitem(sys.modules, "model", own)
+        if own is None:
+            del sys.modules["model"]
+        net = torch.hub.load(str(ROOT), name, source="local", verbose=False)
+        assert sys.modules.get("model") is own and torch.equal(net(images), expected(images))
+    with pytest.raises(RuntimeError, match="not this one"):
+        importlib.import_module("model")
+
+
+@pytest.fixture
+def saved(whole_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "save_net", lambda run: save_net(run, tmp_path))
+    assert export.main([str(whole_run)]) == 0
+    return tmp_path / "default.pth"
+
+
+def test_a_finished_run_becomes_weights_and_their_description_and_another_is_refused(whole_run, saved, tmp_path):
+    checkpoint = Checkpoint.load(whole_run / "last.pt")
+    for file in (saved, whole_run / "last.pt"):
+        net = load_net(file)
+        assert not net.training and same(dict(net.state_dict()), dict(checkpoint.net().state_dict()))
+    about = json.loads(saved.with_suffix(".json").read_text())
+    assert about["correct"] == checkpoint.history.final.evaluation.correct
+    assert "--widths 4 4 4 4 4" in about["command"] and "--seed 0" in about["command"]
+    for flags in (("--holdout", 50), ("--target", 1)):
+        assert run(*SMALL, "--dataset", "digits", "--epochs", 2, *flags, "--out", tmp_path / flags[0]) == 0
+        with pytest.raises(CheckpointError, match="expected a finished run without --holdout"):
+            save_net(tmp_path / flags[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "expected"),
+    [
+        (".pth", lambda content: content + b"x", "its SHA-256 is not the one in default.json"),
+        (".pth", None, "No such file"),
+        (".json", None, "No such file"),
+        (".json", lambda content: b"{}", "sha256"),
+        (".json", lambda content: content.replace(b'"separable": false', b'"separable": true'), "state_dict"),
+        (".json", lambda content: content.replace(b"widths", b"width"), "unexpected keyword"),
+    ],
+)
+def test_damaged_weights_are_one_line(saved, suffix, damage, expected):
+    content = (file := saved.with_suffix(suffix)).read_bytes()
+    file.write_bytes(damage(content)) if damage else file.unlink()
+    with pytest.raises(CheckpointError, match=expected) as raised:
+        load_net(saved)
+    assert str(raised.value).startswith(f"{saved} cannot be loaded") and "\n" not in str(raised.value)
+
+
+def test_an_onnx_file_is_whole_takes_any_batch_names_no_path_and_answers_as_its_network(whole_run, tmp_path, capsys):
+    runtime, *_ = map(optional, ("onnxruntime", "onnx", "onnxscript"))
+    out, wrong, net = tmp_path / "net.onnx", tmp_path / "net.pt", load_net(whole_run / "best.pt")
+    with pytest.raises(SystemExit, match="2"):
+        export.main([str(whole_run / "best.pt"), "--out", str(wrong)])  # which might be a checkpoint
+    assert_one_line(capsys.readouterr(), f"found {wrong}, expected a name that ends in .onnx", name="export.py")
+    assert export.main([str(whole_run / "best.pt"), "--out", str(out)]) == 0
+    content = out.read_bytes()
+    assert [*tmp_path.iterdir()] == [out] and b".py" not in content and str(ROOT).encode() not in content
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for count in (1, 7):
+        images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8)
+        found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        torch.testing.assert_close(found, predict(net, images, "fp32"), atol=1e-4, rtol=0)
+
+
+def test_the_temperature_is_that_of_logits_whose_probabilities_are_known(tmp_path, monkeypatch):
+    assert run(*DIGITS, "--epochs", 1, "--recipe", "tiny", "--holdout", 700, "--out", tmp_path / "run") == 0
+    labels = load_data(Checkpoint.load(tmp_path / "run" / "last.pt").settings).holdout.labels
+    fair = 4 * torch.nn.functional.one_hot(labels, 10) + torch.zeros(700, 10)
+    wrong = torch.randperm(700)[: round(700 * 9 / (9 + math.exp(4)))]  # as many as such logits say
+    fair[wrong] = fair[wrong].roll(1, 1)
+    monkeypatch.setattr(export, "predict", lambda net, images, precision: 0.6 * fair)
+    (tmp_path / "tiny.json").write_text('{"correct": 1}')
+    file = export.fit_temperature(tmp_path / "run", tmp_path)
+    about = json.loads(file.read_text())
+    assert about["correct"] == 1 and about["temperature"] == pytest.approx(0.6, abs=0.02)

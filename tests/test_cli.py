@@ -1,7 +1,8 @@
-"""The command line: what is typed is what is set; wrong flags, signals, streams and errors end in order."""
+"""The command line: what is typed is what is set; wrong settings, signals, streams and errors end in order."""
 
 import contextlib
 import io
+import math
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import hypothesis
 import pytest
@@ -49,20 +51,17 @@ def test_bad_flags_are_refused_and_leave_no_file_behind(tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_names_every_setting_with_its_default(capsys):
-    assert run("--help") == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert all(flag(f.name) in text and f.metadata["help"] in text for f in FIELDS)
-    assert all(f"(default: {default})" in text for default in ("16 16 32 24 24", "0.15", "False", "99.4", "mnist"))
-
-
-def test_settings_are_those_of_the_recipe_and_of_what_is_typed():
+def test_settings_are_those_of_the_recipe_and_of_what_is_typed_and_help_names_each_with_its_default(capsys):
     assert new_settings(given_by("")) == Settings()
     argv = "--recipe best --epochs 3 --no-separable --widths 4 5 6 7 8 --target None --seed 5 --data-dir ~ --no-plots"
     options, given = parse_args("", [*argv.split(), "--out", "~/a folder"])
     recipe = replace(RECIPES["best"], epochs=3, separable=False, widths=(4, 5, 6, 7, 8))
     assert new_settings(given) == Settings(recipe, target=None, seed=5, data_dir=str(Path.home()))
     assert vars(options) == {"out": f"{Path.home()}/a folder", "plots": False, "resume": None, "evaluate": None}
+    assert run("--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(flag(f.name) in text and f.metadata["help"] in text for f in FIELDS)
+    assert all(f"(default: {default})" in text for default in ("16 16 32 24 24", "0.15", "False", "99.4", "mnist"))
 
 
 def values_of(f):
@@ -99,15 +98,12 @@ def test_every_other_value_than_that_of_the_earlier_run_is_refused(f, data):
     assert str(error.value) == f"{typed(f.name, value)}: contradicts the run's {typed(f.name, own)}; drop it"
 
 
-def test_flags_that_repeat_an_earlier_run_are_welcome_and_others_are_named():
+def test_flags_that_repeat_an_earlier_run_are_welcome_and_what_may_change_changes_and_nothing_else():
     argv = "--recipe tiny --epochs 8 --lr 0.5 --separable --target none --seed 3 --widths 8 16 16 16 16"
     for repeated in ("", f"{argv} --data-dir small --threads 2 --device cpu", "--device auto"):
         assert earlier_settings(EARLIER, given_by(repeated), may_change=()) == EARLIER
     with pytest.raises(SettingError, match="^--recipe fast: contradicts the run's --recipe tiny"):
         earlier_settings(EARLIER, given_by("--recipe fast"), EVALUATE)
-
-
-def test_what_may_change_changes_and_nothing_else():
     own_data = {"dataset": "digits", "data_dir": None}  # the run's folder holds its own
     for changes in ({"data_dir": "moved"}, {"precision": "bf16", "device": "auto"}, own_data):
         given = {name: value for name, value in changes.items() if value is not None}
@@ -115,8 +111,6 @@ def test_what_may_change_changes_and_nothing_else():
         back = {name: getattr(EARLIER, name) for name in changes}
         assert earlier_settings(replace(EARLIER, **changes), back, EVALUATE) == EARLIER
 
-
-# Signals
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
 NUMBERS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
@@ -148,7 +142,6 @@ def handlers():
 
 @command
 def end_by(error):
-    """A command that `error` ends, or nothing; its handlers are in `end_by.handlers`."""
     end_by.handlers = handlers()
     if error:
         raise error
@@ -173,35 +166,6 @@ def test_handlers_are_installed_where_there_are_none_and_removed_at_the_end(hand
         assert all(map(callable, own[1:])) if handler == signal.SIG_DFL else set(own) == {handler}
 
 
-# Streams
-
-
-class Notebook:
-    """A stream with nothing but what Python's print needs."""
-
-    text = ""
-
-    def write(self, text):
-        self.text += text
-
-    def flush(self):
-        pass
-
-
-class Windows(io.TextIOWrapper):
-    def __init__(self):
-        super().__init__(io.BytesIO(), encoding="cp1252", line_buffering=True)
-
-    @property
-    def text(self):
-        return self.buffer.getvalue().decode("unicode_escape")
-
-
-def closed():
-    with Windows() as stream:
-        return stream
-
-
 def reader_gone(buffering=1):
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -212,9 +176,21 @@ def full_disk():
     return open("/dev/full", "w", buffering=1) if os.path.exists("/dev/full") else None
 
 
-@pytest.mark.parametrize("make", [lambda: None, closed, Notebook, Windows, reader_gone, full_disk])
-def test_whatever_the_streams_are_the_run_goes_on_and_the_code_is_right(tmp_path, monkeypatch, make):
-    out, streams = tmp_path / "out ≥", [make() for _ in range(4)]
+with open(os.devnull, "w") as closed:
+    pass
+STREAMS = {
+    "none": lambda: None,
+    "closed": lambda: closed,
+    "with nothing but what print needs": lambda: Mock(spec=["write", "flush"]),  # as a notebook's
+    "cp1252": lambda: io.TextIOWrapper(io.BytesIO(), encoding="cp1252", line_buffering=True),  # as on Windows
+    "reader gone": reader_gone,
+    "full disk": full_disk,
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_whatever_the_streams_are_the_run_goes_on_and_the_code_is_right(tmp_path, monkeypatch, kind):
+    out, streams = tmp_path / "out ≥", [STREAMS[kind]() for _ in range(4)]
     for code in (0, 2):  # the second time there is a run already
         monkeypatch.setattr(sys, "stdout", streams[code])
         monkeypatch.setattr(sys, "stderr", streams[code + 1])
@@ -222,8 +198,9 @@ def test_whatever_the_streams_are_the_run_goes_on_and_the_code_is_right(tmp_path
             sys.stderr.reconfigure(errors="backslashreplace")  # as Python's own always is
         assert run(*RUN, "--epochs", 1, "--out", out) == code
     assert f"Run: {out}, seed 0\nRecipe: default" in (out / "log.txt").read_text("utf-8") and read_metrics(out)
-    if hasattr(make, "text"):
-        assert "out ≥" in streams[0].text and "out ≥ already holds a run" in streams[3].text
+    if kind == "cp1252":
+        printed, _, _, refused = (stream.buffer.getvalue().decode("unicode_escape") for stream in streams)
+        assert "out ≥" in printed and "out ≥ already holds a run" in refused
 
 
 @unix
@@ -234,8 +211,6 @@ def test_a_command_without_a_reader_ends_in_silence(monkeypatch, capsys, count):
     assert sys.stdout is None and capsys.readouterr().err == ""  # Python flushes sys.stdout at exit
 
 
-# Errors
-
 KNOWN = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 MEMORY = [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
 MEMORY += [torch.AcceleratorError("CUDA error: out of memory"), RuntimeError("MPS backend out of memory")]
@@ -243,20 +218,47 @@ BUGS = [RuntimeError("a bug"), OSError(5, "a bug"), ValueError("a bug")]
 BUGS += [RuntimeError("CUDA error: an illegal memory access was encountered"), torch.AcceleratorError("memory")]
 
 
-@pytest.mark.parametrize("error", [*(kind("wrong") for kind in (*KNOWN, ImageError)), *MEMORY], ids=repr)
-def test_each_known_error_is_one_line_and_an_exit_code(error, capsys):
+@pytest.mark.parametrize("error", [*(kind("wrong") for kind in (*KNOWN, ImageError)), *MEMORY, *BUGS], ids=repr)
+def test_each_known_error_is_one_line_and_an_exit_code_and_a_bug_is_not_hidden(error, capsys):
+    if error in BUGS:
+        with pytest.raises(type(error)):
+            end_by(error)
+        return
     assert end_by(error) == (1 if isinstance(error, (errors.DownloadError, ImageError)) else 2)
     text = "out of memory; try a smaller --batch-size" if error in MEMORY else "wrong\n"
     assert_one_line(capsys.readouterr(), f"error: {text}", name=Path(__file__).name)
 
 
-@pytest.mark.parametrize("error", BUGS, ids=repr)
-def test_a_bug_is_not_hidden(error):
-    with pytest.raises(type(error)):
-        end_by(error)
+@pytest.mark.parametrize("f", FIELDS, ids=lambda f: f.name)
+def test_every_setting_is_checked_at_its_bounds(f):
+    allowed, bad = f.metadata["allowed"], [math.nan, math.inf, [1], (1,), {}, b"a", ""]
+    if isinstance(allowed, Number):
+        step = 1 if allowed.kind is int else 1e-9
+        good = [allowed.low + step * allowed.above, allowed.high]
+        bad += [good[0] - step, allowed.high + step, True, str(allowed.high)] + [1.0, 2.5] * (allowed.kind is int)
+    else:
+        good = {bool: [False, True], str: ["a", "/b c"]}.get(allowed, allowed)
+        bad += [0, 1, *["other"] * (allowed is not str)]
+    good, bad = ([*good, None], bad) if f.metadata["optional"] else (good, [*bad, None])
+
+    def fill(value):
+        return (Recipe if f in setting_fields(Recipe) else Settings)(
+            **{f.name: (*f.default[1:], value) if f.name == "widths" else value}
+        )
+
+    for value in good:
+        assert getattr(fill(value), f.name) in (value, (16, 32, 24, 24, value))
+    for value in bad:
+        with pytest.raises(SettingError, match=f"^--{f.name.replace('_', '-')}: found "):
+            fill(value)
 
 
-def test_full_memory_is_logged_with_what_to_do(tmp_path, capsys, on_forward):
-    on_forward(lambda *_: torch.empty(2**60))
-    assert_refused(capsys, [*RUN, "--out", tmp_path / "run"], "out of memory; try a smaller --batch-size")
-    assert "\nStopped: out of memory; try a smaller" in (tmp_path / "run" / "log.txt").read_text()
+def test_what_does_not_fit_together_is_refused():
+    for widths in ("wide!", 4, None, (4,) * 4, (4,) * 6, (), [4] * 5):
+        with pytest.raises(SettingError, match="^--widths: found .*, expected a tuple of 5 values"):
+            Recipe(widths=widths)
+    for recipe in (None, "fast", Recipe(name="slow"), {}):
+        with pytest.raises(SettingError, match="^recipe: found .*, expected a Recipe"):
+            Settings(recipe)
+    with pytest.raises(SettingError, match="^--data-dir: found with --dataset digits"):
+        Settings(dataset="digits", data_dir="data")

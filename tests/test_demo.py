@@ -121,14 +121,6 @@ def draw(page, strokes):
         page.mouse.up()
 
 
-def touch(page, strokes):
-    session = page.context.new_cdp_session(page)
-    for stroke in on_board(page, strokes):
-        for kind, (x, y) in zip(["touchStart"] + ["touchMove"] * len(stroke), stroke):
-            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-
-
 def guess(page):
     page.evaluate("answered")
     return page.locator("#verdict b").text_content()
@@ -147,23 +139,26 @@ def ink_of(page, canvas):
 
 @pytest.mark.parametrize("digit", range(10))
 def test_a_drawn_digit_is_read_and_centred_as_a_picture_is(page, digit):
-    """As large as the board, and small in a corner."""
+    """As large as the board, and small in a corner; its probabilities are those of PyTorch."""
+    best = load_net(WEIGHTS / "best.pth")
     for scale, shift in ((1, 0), (0.3, 0.66)):
         page.click("#clear")
         draw(page, [[(x * scale + shift, y * scale + shift) for x, y in stroke] for stroke in DIGITS[digit]])
-        answer, expected = guess(page), center_digit(ink_of(page, "board") / 255)
-        assert np.abs(expected.astype(int) - ink_of(page, "view")).max() <= 2
+        answer, view, expected = guess(page), ink_of(page, "view").copy(), center_digit(ink_of(page, "board") / 255)
+        assert np.abs(expected.astype(int) - view).max() <= 2
         with torch.inference_mode():
-            logits = load_net(WEIGHTS / "best.pth")(torch.from_numpy(expected)[None, None])
-        assert answer == str(logits.argmax().item()) and (scale < 1 or answer == str(digit))
-        assert sum(probabilities(page)) == pytest.approx(1) and str(np.argmax(probabilities(page))) == answer
+            expected = (best(torch.from_numpy(view)[None, None]) / best.temperature).softmax(1)[0].tolist()
+        assert probabilities(page) == pytest.approx(expected, abs=1e-4)
+        assert str(np.argmax(expected)) == answer and (scale < 1 or answer == str(digit))
         assert scale < 1 or page.text_content("#verdict") == f"{digit}{max(probabilities(page)):.0%}"
 
 
-def test_an_answer_below_the_threshold_of_predict_py_is_unsure(page):
+def test_the_page_says_what_it_is_and_that_an_answer_below_the_threshold_of_predict_py_is_unsure(page):
     draw(page, [[(0.7, 0.15), (0.3, 0.15), (0.3, 0.85), (0.7, 0.85)], [(0.3, 0.5), (0.6, 0.5)]])  # an E
     assert guess(page) and UNSURE - 0.1 < max(probabilities(page)) < UNSURE
     assert page.text_content("#verdict span").endswith("%\nunsure")
+    assert f"network of {page.evaluate('MODEL.parameters'):,} parameters" in page.text_content("header")
+    assert page.get_attribute("#source", "href") == "../README.md"
 
 
 @pytest.mark.parametrize("strokes, message", [([], "mouse"), ([0], "larger"), ([0.8], "larger"), ([1.2], "")])
@@ -177,22 +172,14 @@ def test_an_empty_board_or_too_little_ink_has_no_answer(page, strokes, message):
     assert page.evaluate(BOXES) == empty
 
 
-def test_the_logits_of_test_images_are_those_of_pytorch(page, mnist_test):
-    images = mnist_test.images[:500]
-    encoded = base64.b64encode(images.numpy()).decode()
-    found = torch.tensor(page.evaluate("async (text) => [...(await logits(bytes(text)))]", encoded)).view(500, 10)
-    with torch.inference_mode():
-        expected = load_net(WEIGHTS / "best.pth")(images)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-
-
-def test_the_page_has_best_pth_and_what_it_is_most_wrong_on(mnist_test, monkeypatch):
+def test_the_page_is_small_and_has_best_pth_and_what_it_is_most_wrong_on(mnist_test, monkeypatch):
     net, model = load_net(WEIGHTS / "best.pth"), json.loads(export.PAGE.read_text().partition("=")[2].rstrip(";\n"))
     session = optional("onnxruntime").InferenceSession(base64.b64decode(model["onnx"]))
     logits = torch.from_numpy(session.run(["logits"], {"images": mnist_test.images.numpy()})[0])
     torch.testing.assert_close(logits[:500], predict(net, mnist_test.images[:500], "fp32"), atol=1e-4, rtol=0)
     monkeypatch.setattr(export, "to_onnx", lambda net: b"")  # its bytes differ between versions of the exporter
     assert {**model, "onnx": ""} == export.for_page(net, mnist_test, logits)
+    assert sum(file.stat().st_size for file in DEMO.iterdir()) < 250_000
     assert model["images"] - model["wrong"] == json.loads((WEIGHTS / "best.json").read_text())["correct"]
 
 
@@ -211,21 +198,22 @@ def test_its_mistakes_can_be_shown_and_drawing_goes_on_after_them(page):
 
 
 def test_a_phone(open_page):
-    """Fingers draw and nothing moves; nothing is wider than the screen, and the answer stands below the drawing."""
+    """Fingers draw and nothing moves; nothing is wider than the screen, and the answer stands below the drawing.
+
+    The page links to the repository of its site.
+    """
     page = open_page(f"{SITE}index.html", **PHONE)
     empty = page.evaluate(BOXES)
-    touch(page, DIGITS[7])
+    [stroke], session = on_board(page, DIGITS[7]), page.context.new_cdp_session(page)
+    for kind, (x, y) in zip(["touchStart"] + ["touchMove"] * len(stroke), stroke):
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert guess(page) == "7" and page.evaluate(BOXES) == empty
     assert page.evaluate("[scrollX, scrollY, document.documentElement.scrollWidth]") == [0, 0, 375]
     bars = page.locator("#bars").bounding_box()
     assert bars["y"] + bars["height"] <= PHONE["viewport"]["height"]
+    assert page.get_attribute("#source", "href") == "https://github.com/owner/mnist"
     assert page.problems == []
-
-
-def test_it_says_what_it_is_and_links_to_its_repository(page, open_page):
-    assert f"network of {page.evaluate('MODEL.parameters'):,} parameters" in page.text_content("header")
-    assert page.get_attribute("#source", "href") == "../README.md"
-    assert open_page(SITE + "index.html").get_attribute("#source", "href") == "https://github.com/owner/mnist"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +234,3 @@ def test_picture_for_the_readme(open_page, request, tmp_path):
     guess(page)
     page.locator("main").screenshot(path=file, animations="disabled")
     assert 20_000 < Path(file).stat().st_size < 100_000
-
-
-def test_the_page_is_small():  # needs no browser
-    assert sum(file.stat().st_size for file in DEMO.iterdir()) < 250_000

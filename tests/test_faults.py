@@ -20,7 +20,6 @@ import pytest
 import torch
 from conftest import PYTHON, ROOT, RUN, SMALL, RunsCode, assert_one_line, read_metrics, run, same, without_times
 
-from experiment import plots
 from experiment.checkpoint import FORMAT, Checkpoint
 from experiment.datasets import FILES, load_mnist
 from experiment.settings import Recipe, Settings, flag, setting_fields
@@ -102,37 +101,20 @@ def test_a_run_without_standard_streams_is_ended_by_a_signal_too(end_by, whole_r
     assert same(without_times(tmp_path / "run"), without_times(whole_run))
 
 
-def test_a_crash_before_any_write_takes_its_place(mnist_dir, tmp_path, monkeypatch):
+def test_a_kill_before_any_write_takes_its_place(end_by, mnist_dir, tmp_path):
     """Every replacement of a file in a run, one after the other."""
-
-    class Crash(BaseException):
-        pass
-
-    def replace_or_crash(*args):
-        calls.append(args)
-        if len(calls) == crash:
-            raise Crash
-        replace(*args)
-
-    calls, replace, crash = [], os.replace, None
-    monkeypatch.setattr(os, "replace", replace_or_crash)
-    monkeypatch.setattr(plots, "drawn", lambda *values: b"")  # written, but not drawn each time
-    argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 35, "--epochs", 2, "--lr", 0.1, "--out"]
-    assert run(*argv, tmp_path / "whole", plots=True) == 0
-    expected = without_times(tmp_path / "whole")
-    assert len(calls) >= 12
-    for crash in range(1, len(calls) + 1):
-        folder = tmp_path / str(crash)
-        calls.clear()
-        with pytest.raises(Crash):
-            run(*argv, folder, plots=True)
-        if crash == 1:  # the first write is that of the checkpoint to start from
+    argv, codes = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 35, "--epochs", 2, "--lr", 0.1, "--out"], []
+    assert run(*argv, tmp_path / "whole") == 0
+    while 0 not in codes:
+        folder = tmp_path / str(len(codes))
+        codes.append(end_by("replace", len(codes) + 1, *argv, folder))
+        if len(codes) == 1:  # the first write is that of the checkpoint to start from
             assert run("--resume", folder) == 2
-        else:
-            logged, saved = (folder / "log.txt").read_text(), Checkpoint.load(folder / "last.pt").history.epochs
-            assert logged.count("Epoch ") <= len(saved)
-            assert run("--resume", folder) == 0
-            assert same(without_times(folder), expected)
+            continue
+        logged, saved = (folder / "log.txt").read_text(), Checkpoint.load(folder / "last.pt").history.epochs
+        assert logged.count("Epoch ") <= len(saved) and run("--resume", folder) == 0
+        assert same(without_times(folder), without_times(tmp_path / "whole"))
+    assert len(codes) > 12 and set(codes[:-1]) == {-signal.SIGKILL}
 
 
 def test_a_disk_that_is_full_during_a_checkpoint(whole_run, tmp_path, capsys):
@@ -150,10 +132,8 @@ def test_a_disk_that_is_full_during_a_checkpoint(whole_run, tmp_path, capsys):
     captured = capsys.readouterr()
     assert_one_line(captured, "cannot be written: File too large")
     assert f"{PYTHON} train.py --resume {folder}" in captured.out + captured.err
-    assert len(Checkpoint.load(folder / "last.pt").history.epochs) == 2
-    assert not list(folder.glob("*.tmp"))
-    assert run("--resume", folder) == 0
-    assert same(without_times(folder), without_times(whole_run))
+    assert len(Checkpoint.load(folder / "last.pt").history.epochs) == 2 and not list(folder.glob("*.tmp"))
+    assert run("--resume", folder) == 0 and same(without_times(folder), without_times(whole_run))
 
 
 @contextlib.contextmanager
@@ -163,8 +143,8 @@ def at_most(seconds, more_bytes):
     def too_long(*_):
         raise SystemExit(f"took longer than {seconds} s")  # an error that the code under test may not catch
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limits, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, too_long)
+    pages, handler = int(Path("/proc/self/statm").read_text().split()[0]), signal.signal(signal.SIGALRM, too_long)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
     signal.alarm(seconds)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes, limits[1]))
     try:
@@ -199,12 +179,12 @@ def damage_idx(path, draw):
         path.mkdir()
     elif kind == "loop":
         path.symlink_to(path)
+    elif kind == "gzip":
+        Path(f"{path}.gz").write_bytes(contents[kind])
+        return None  # the time stamp in its header, for one, may be anything
     else:
-        path = Path(f"{path}.gz") if kind == "gzip" else path
         path.write_bytes(contents[kind])
         path.chmod(0 if kind == "secret" else 0o600)
-    if kind == "gzip":
-        return None  # the time stamp in its header, for one, may be anything
     return kind == "secret" and os.access(path, os.R_OK)  # root may read it
 
 
@@ -281,12 +261,12 @@ def test_damaged_files_load_right_or_end_in_one_line(what, whole_run, mnist_dir,
 
 
 NUMBERS = ["0", "1", "2", "-1", "0.5", "0.999", "1e-30", "1e300", "nan", "inf", "", "x", "0x10", "none", "100", "٣"]
-ALLOWED = {flag(f.name): f.metadata["allowed"] for cls in (Recipe, Settings) for f in setting_fields(cls)}
-VALUES = {name: [*kind, "wrong"] if isinstance(kind, tuple) else NUMBERS for name, kind in ALLOWED.items()}
-VALUES |= {name: [] for name, kind in ALLOWED.items() if kind is bool}
+VALUES = {"--nonsense": NUMBERS, "--recipe": ["default", "fast", "wrong"]}
+for f in (*setting_fields(Recipe), *setting_fields(Settings)):
+    choices = {bool: [], str: ["nowhere", "", __file__]}.get(f.metadata["allowed"], NUMBERS)
+    VALUES[flag(f.name)] = [*f.metadata["allowed"], "wrong"] if isinstance(f.metadata["allowed"], tuple) else choices
 VALUES |= {"--epochs": ["1", "2", "0", "-1", "1.5", "x"], "--batch-size": ["7", "70", "71", "0", "x"]}  # few, and small
-VALUES |= {"--widths": ["4", "1", "0", "-3", "x"], "--threads": ["1", "2", "0", "x"], "--nonsense": NUMBERS}
-VALUES |= {"--data-dir": ["nowhere", "", __file__], "--recipe": ["default", "fast", "wrong"]}
+VALUES |= {"--widths": ["4", "1", "0", "-3", "x"], "--threads": ["1", "2", "0", "x"]}
 VALUES |= {"--resume": ["nowhere", "."], "--evaluate": ["nowhere", ".", __file__]}
 
 
@@ -322,9 +302,8 @@ def test_memory_and_open_files_stay_flat_over_many_epochs(mnist_dir, tmp_path, r
     half = epochs // 2
     growth = (max(pages[half:]) - max(pages[:half])) * resource.getpagesize() / 1e6
     assert len(set(files[half // 2 :])) == 1 and growth < 20
-    numbers, log = list(range(1, epochs + 1)), (tmp_path / "run" / "log.txt").read_text()
-    assert [epoch["epoch"] for epoch in read_metrics(tmp_path / "run")["epochs"]] == numbers
-    assert [int(number) for number in re.findall(r"^Epoch (\d+)/", log, re.M)] == numbers
-    assert log.count("Test set: ") == epochs
+    logged = re.findall(r"^Epoch (\d+)/.*\nTest set: ", (tmp_path / "run" / "log.txt").read_text(), re.M)
+    numbers = [epoch["epoch"] for epoch in read_metrics(tmp_path / "run")["epochs"]]
+    assert numbers == [int(number) for number in logged] == list(range(1, epochs + 1))
     with capsys.disabled():
         print(f"\n{epochs} epochs: {files[-1]} open files, second half took {growth:.1f} MB more than the first")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import DEFAULT, Mock
 
 import pytest
-from conftest import ROOT, RUN, assert_one_line, run
+from conftest import ROOT, RUN, run
 
 from experiment.errors import FileError
 from experiment.files import lock, replace_file, write_json
@@ -96,18 +96,6 @@ def test_what_another_process_uses_is_locked_until_that_process_is_killed(tmp_pa
         with pytest.raises(FileError, match="in use"):  # within one process too
             lock(path)
         held.release()
-
-
-def test_a_start_whose_lock_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys):
-    fcntl = pytest.importorskip("fcntl")  # not there on Windows
-    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EIO, os.strerror(errno.EIO))))
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "notes.txt").touch()
-    for name, left in (("new", []), ("own", ["notes.txt"])):
-        assert run(*RUN, "--out", tmp_path / name, on_epoch=pytest.fail) == 2
-        assert_one_line(capsys.readouterr(), f"{name} cannot be written: Input/output error")
-        assert [path.name for path in tmp_path.glob(f"{name}/*")] == left
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("codes", ["ENOLCK EINVAL", "EOPNOTSUPP ENOTSUP", "ENOSYS ENOSYS"])

@@ -23,61 +23,49 @@ from model import Net
 from study import results
 
 
-def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, capsys):
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    assert choose_device("auto") == next(name for name, found in there.items() if found)
-    for name, found in there.items():
-        if found:
-            assert choose_device(name) == name
-        else:
-            argv = [*DIGITS, "--device", name, "--out", tmp_path / "run"]
-            assert_refused(capsys, argv, f"--device {name}: torch", "finds only", "cpu here; use --device auto")
-            assert not (tmp_path / "run").exists()
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    for module, there in ((torch.cuda, False), (torch.backends.mps, True)):
+        monkeypatch.setattr(module, "is_available", lambda there=there: there)
+    assert (choose_device("auto"), choose_device("mps"), choose_device("cpu")) == ("mps", "mps", "cpu")
+    expected = f"--device cuda: torch {torch.__version__} finds only mps, cpu here; use --device auto"
+    assert_refused(capsys, [*DIGITS, "--device", "cuda", "--out", tmp_path / "run"], expected)
+    assert not (tmp_path / "run").exists()
 
 
-def test_set_up_decides_what_is_open_takes_what_is_asked_for_and_binds_no_later_run(monkeypatch):
+def test_set_up_decides_what_is_open_takes_what_is_asked_for_binds_no_later_run_and_keeps_freed_memory(monkeypatch):
     monkeypatch.setattr(machine, "usable_cpus", lambda: 3)
     asked = Settings(RECIPES["tiny"], seed=3, dataset="digits", holdout=20, precision="bf16")
     for threads, expected in ((None, 3), (2, 2), (None, 3)):
         settings = set_up(replace(asked, threads=threads))
         assert settings == replace(asked, device=choose_device("auto"), threads=expected)
         assert torch.get_num_threads() == expected and set_up(settings) == settings
-
-
-def test_set_up_keeps_freed_memory_where_the_c_library_can(monkeypatch):
     calls = {}
-    for library in (SimpleNamespace(mallopt=calls.setdefault), object()):
+    for library in (SimpleNamespace(mallopt=calls.setdefault), object()):  # which may be another one than glibc
         monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: library)
-        set_up(Settings(threads=1))
+        set_up(asked)
     assert calls.keys() == {-1, -3} and calls[-3] <= 32 * 2**20 < calls[-1]  # glibc refuses more
 
 
 @pytest.mark.parametrize(
     ("allowed", "of_torch", "load", "affinity", "expected"),
     [
-        (4, 2, [0] * 8, None, 2),
-        (1, 8, [0] * 8, None, 1),
-        (2, 2, [50, 50], None, 1),  # one busy process that moves from CPU to CPU
-        (8, 8, [100, 90] + [0] * 6, None, 6),
+        (4, 2, [0] * 8, [*range(8)], 2),
+        (1, 8, [0] * 8, [*range(8)], 1),
+        (2, 2, [50, 50], [0, 1], 1),  # one busy process that moves from CPU to CPU
+        (8, 8, [100, 90] + [0] * 6, [*range(8)], 6),
         (2, 2, [0, 0, 100, 100], [2, 3], 1),
         (2, 2, [0, 0], [6, 7], 2),  # a container that numbers its CPUs anew
+        (5, 6, PermissionError(13, "Permission denied"), [*range(5)], 5),  # or hides them
+        (5, 6, [100] * 5, psutil.AccessDenied(), 5),
     ],
+    ids=str,
 )
 def test_threads_are_the_cpus_that_are_allowed_and_free(monkeypatch, allowed, of_torch, load, affinity, expected):
     monkeypatch.setattr("joblib.cpu_count", lambda: allowed)
     monkeypatch.setattr(machine, "TORCH_THREADS", of_torch)
-    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda _: affinity or [*range(len(load))], raising=False)
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: load)
+    monkeypatch.setattr("psutil.cpu_percent", Mock(side_effect=[load]))
+    monkeypatch.setattr("psutil.Process.cpu_affinity", Mock(side_effect=[affinity]), raising=False)
     assert usable_cpus() == expected
-
-
-@pytest.mark.parametrize("hidden", ["cpu_percent", "Process"])
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), psutil.AccessDenied()], ids=type)
-def test_where_the_load_is_hidden_threads_are_all_allowed_cpus(monkeypatch, hidden, error):
-    monkeypatch.setattr(machine, "allowed_cpus", lambda: 5)
-    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: [100.0] * 5)
-    monkeypatch.setattr(psutil, hidden, Mock(side_effect=error))
-    assert usable_cpus() == 5
 
 
 def test_the_description_names_the_first_processor_or_where_it_is_hidden_its_kind(monkeypatch):
@@ -85,13 +73,6 @@ def test_the_description_names_the_first_processor_or_where_it_is_hidden_its_kin
     monkeypatch.setattr(results, "Path", lambda name: SimpleNamespace(read_text=read))
     for expected in ("A: B", platform.processor() or platform.machine()):
         assert results.describe_machine()["machine"] == f"{expected}, {os.cpu_count()} cores, {platform.system()}"
-
-
-def test_the_variables_of_openmp_are_set_by_the_time_that_torch_is_imported(tmp_path):
-    (tmp_path / "torch.py").write_text("import os; raise SystemExit(os.environ['GOMP_SPINCOUNT'])")
-    script = f"import os, sys; sys.path.insert(1, {str(tmp_path)!r}); os.environ.pop('GOMP_SPINCOUNT', 0); import train"
-    command = [sys.executable, "-c", script]
-    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr == "30000\n"
 
 
 def test_without_the_compiler_an_optimizer_takes_the_same_steps_bit_for_bit(monkeypatch):
@@ -117,11 +98,18 @@ def test_without_the_compiler_an_optimizer_takes_the_same_steps_bit_for_bit(monk
     assert same(ends[0], ends[2]) and same(ends[1], ends[2])
 
 
-def test_a_run_counts_what_its_process_did_before_which_is_no_import_of_the_compiler_of_torch(tmp_path):
-    """If it is one with a new torch, without_compiler no longer does what it is for."""
-    script = "import time; time.process_time = lambda: 1000.0; import sys, train; assert train.main() == 0; "
-    command = [sys.executable, "-c", f"{script}raise SystemExit('torch._dynamo' in sys.modules)", *RUN, "--epochs", "2"]
-    assert subprocess.run([*command, "--out", tmp_path / "run"], cwd=ROOT).returncode == 0
+def test_a_run_sets_openmp_before_torch_counts_what_its_process_did_before_and_imports_no_compiler(tmp_path):
+    """If it does import one with a new torch, without_compiler no longer does what it is for."""
+    script = """if True:
+        import os, sys, time
+        os.environ.pop("GOMP_SPINCOUNT", None)
+        time.process_time, found = lambda: 1000.0, []
+        at_import = lambda event, args: event == "import" and found.append((args[0], os.environ.get("GOMP_SPINCOUNT")))
+        sys.addaudithook(at_import)
+        import train
+        assert ("torch", None) not in found and train.main() == 0 and "torch._dynamo" not in sys.modules"""
+    command = [sys.executable, "-c", script, *RUN, "--epochs", "2", "--out", tmp_path / "run"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
     metrics = read_metrics(tmp_path / "run")
     assert metrics["total_seconds"] >= 1000 + metrics["train_seconds"] > 1000
 

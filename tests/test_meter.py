@@ -66,15 +66,13 @@ class Terminal(io.StringIO):
         return True
 
 
-class Notebook(io.StringIO):
-    """What ipykernel makes of stderr: no terminal, but a bar is drawn all the same."""
-
-    __module__ = "ipykernel.iostream"
-
-
 class Gone(Terminal):
     def write(self, text):
         raise OSError(5, "Input/output error")
+
+
+# What ipykernel makes of stderr: no terminal, but a bar is drawn all the same.
+Notebook = type("Notebook", (io.StringIO,), {"__module__": "ipykernel.iostream"})
 
 
 @pytest.mark.parametrize("stderr", [Terminal(), Notebook(), io.StringIO(), Gone(), None], ids=lambda file: type(file))

@@ -1,8 +1,8 @@
 """Several processes that train one model: what they exchange, and how a job ends."""
 
-import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,16 +20,13 @@ from data import TrainLoader
 from experiment import parallel
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import load_digits_28x28, load_mnist
-from experiment.errors import SettingError
-from experiment.settings import Recipe, Settings
 from model import Net
 
 FLAGS = ["--dataset", "digits", *SMALL, "--no-plots", "--lr", 0.3]
 TRAIN = [*FLAGS, "--epochs", 4, "--batch-size", 97, "--later-share", 0.4, "--holdout", 200]
 STEPS = [*FLAGS, "--epochs", 3, "--batch-size", 11, "--later-share", 1, "--holdout", 1426]  # parts of 6 and 5 images
 STEPS += ["--dropout", 0, "--augment-until", 0]
-
-
+JOB = [sys.executable, "tests/torchrun_job.py"]
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PET_STANDALONE": "1"}
 
@@ -38,26 +35,19 @@ def lines(text):
     return [line for line in text.splitlines() if not re.match(r"\[[WE]\d", line)]  # but for torch's log
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """two(*argvs, **variables): (exit codes, lines of stderr) of two processes that find each other, without torchrun.
+def two(*argvs, **variables):
+    """(exit codes, lines of stderr) of two processes that find each other, without torchrun.
 
     It might end one of them before the other can tell.
     """
-
-    def two(*argvs, **variables):
-        with socket.create_server(("localhost", 0)) as server:
-            variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
-        files, processes = [tmp_path_factory.mktemp("two") / rank for rank in "01"], []
-        for argv, file in zip(argvs, files, strict=True):
-            own = {"RANK": file.name, "LOCAL_RANK": file.name, "STDERR": str(file)}
-            processes.append([[*map(str, argv)], {**variables, **own}])
-        print(json.dumps(processes), file=starter.stdin, flush=True)
-        return json.loads(starter.stdout.readline()), [lines(file.read_text()) for file in files]
-
-    command, pipes = [sys.executable, "tests/torchrun_job.py"], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes) as starter:
-        yield two
+    with socket.create_server(("localhost", 0)) as server:
+        variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes, options = [], {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    for rank, argv in zip("01", argvs, strict=True):
+        environment = {**ENVIRONMENT, **variables, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(subprocess.Popen([*JOB, *map(str, argv)], env=environment, **options))
+    errors = [lines(process.communicate(timeout=300)[1]) for process in processes]
+    return [process.returncode for process in processes], errors
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +66,7 @@ def job(tmp_path_factory):
     return SimpleNamespace(folder=folder, out=process.stdout, record=record)
 
 
-# A job of two processes
-
-
-def test_two_processes_agree_on_weights_hardness_and_figures(job):
+def test_two_processes_agree_on_weights_hardness_and_figures_and_on_those_that_held_out_images_choose(job):
     for epoch, count in enumerate((1237, 495, 495, 495), 1):
         first, second = job.record(1, epoch)
         trained_on = torch.cat([index for process in (first, second) for index, _ in process["batches"]])
@@ -89,17 +76,13 @@ def test_two_processes_agree_on_weights_hardness_and_figures(job):
         assert all(same(first["model"][name], second["model"][name]) for name in weights)
         assert same(*({**process["final"], "seconds": 0, "curve": None} for process in (first, second)))
     assert job.out.count("Epoch 4/4") == 1 and "2 processes, each cpu, 1 CPU thread," in job.out
-
-
-def test_both_processes_end_with_the_weights_that_the_held_out_images_choose(job):
-    test = load_digits_28x28().test
     for number, name in ((1, "run"), (2, "steps")):
-        first, second = job.record(number, "end")
+        (first, second), test = job.record(number, "end"), load_digits_28x28().test
         best = Checkpoint.load(job.folder / name / "best.pt")
         assert same(first["model"], second["model"]) and same(dict(first["model"]), dict(best.model))
-        assert same(first["logits"], second["logits"])
         again = train.score(train.predict(best.net(), test.images, "fp32"), test.labels)
         assert read_metrics(job.folder / name)["test_loss"] == pytest.approx(again.loss, rel=1e-5)
+        assert same(first["logits"], second["logits"])
 
 
 def test_the_steps_of_two_processes_are_those_of_one(job, tmp_path, monkeypatch):
@@ -113,7 +96,7 @@ def test_the_steps_of_two_processes_are_those_of_one(job, tmp_path, monkeypatch)
     assert one.norm() > 0.05 and (two - one).norm() < 1e-5 * one.norm()
 
 
-def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, two, tmp_path, capsys):
+def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, tmp_path, capsys):
     folder = tmp_path / "run"
     codes, errors = two(*[[*TRAIN, "--out", folder]] * 2, DIE="1 2")
     assert codes == [2, -signal.SIGKILL] and errors[1] == [] and len(errors[0]) == 1
@@ -127,40 +110,35 @@ def test_a_job_that_loses_a_process_says_so_and_resumes_to_the_same_bits(job, tw
     assert same(without_times(folder), without_times(job.folder / "run"))
 
 
-def test_processes_with_different_data_are_refused(two, mnist_dir, tmp_path):
-    (tmp_path / "other").mkdir()
-    for file in mnist_dir.iterdir():
-        (tmp_path / "other" / file.name).write_bytes(file.read_bytes()[:-1] + b"\1")
-    argv = [*SMALL, "--batch-size", 35, "--out", tmp_path / "run", "--data-dir"]
-    codes, errors = two([*argv, mnist_dir], [*argv, tmp_path / "other"])
-    first, second = (load_mnist(folder).sha256 for folder in (mnist_dir, tmp_path / "other"))
-    expected = f"process 1 was started with another data: found {second}, expected {first} as in process 0"
-    assert codes == [2, 2] and errors[1] == [] and len(errors[0]) == 1 and expected in errors[0][0]
+@pytest.mark.parametrize(
+    ("both", "other", "expected"),
+    [
+        ([], ["--lr", 0.5], "process 1 was started with another lr: found 0.5, expected 1.0 as in process 0"),
+        ([], None, "process 1 was started with another data: found {1}, expected {0} as in process 0"),
+        (["--later-share", 0.01], ["--threads", 2], "--batch-size 35: expected an image for each process"),
+    ],
+)
+def test_processes_that_cannot_train_together_are_refused_in_one_line(mnist_dir, tmp_path, both, other, expected):
+    """Threads and folders may differ."""
+    folders = mnist_dir, shutil.copytree(mnist_dir, tmp_path / "other")
+    for file in folders[1].iterdir() if other is None else ():
+        file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    argvs = [[*SMALL, "--batch-size", 35, *both, "--out", tmp_path / "run", "--data-dir", folder] for folder in folders]
+    codes, errors = two(argvs[0], [*argvs[1], *(other or ())])
+    assert codes == [2, 2] and errors[1] == [] and len(errors[0]) == 1
+    assert expected.format(*(load_mnist(folder).sha256 for folder in folders)) in errors[0][0]
     assert not (tmp_path / "run").exists()
 
 
-# What one process exchanges; the others' part is made up
-
-
-@pytest.fixture
-def as_process(monkeypatch):
-    """as_process(rank, of, gathered): this is process `rank` of `of`; gathered(value): the values of all."""
-
-    def pretend(rank, of, gathered=None):
-        monkeypatch.setattr(dist, "get_rank", lambda: rank)
-        monkeypatch.setattr(dist, "get_world_size", lambda: of)
-        monkeypatch.setattr(parallel, "gathered", gathered)
-
-    return pretend
-
-
 @pytest.mark.parametrize(("epoch", "count"), [(1, 75), (2, 38)])
-def test_the_parts_of_all_processes_are_the_same_batches_whatever_their_number(as_process, epoch, count):
+def test_the_parts_of_all_processes_are_the_same_batches_whatever_their_number(monkeypatch, epoch, count):
     whole = TrainLoader(torch.zeros(75, 1, 28, 28), torch.zeros(75), 8, later_share=0.5)
     whole.hardness = torch.rand(75)
 
     def parts(rank, of):
-        as_process(rank, of, lambda value: [7] + [value] * (of - 1))
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+        monkeypatch.setattr(dist, "get_world_size", lambda: of)
+        monkeypatch.setattr(parallel, "gathered", lambda value: [7] + [value] * (of - 1))
         torch.manual_seed(rank)
         loader = parallel.PartLoader(whole)
         return [(index, loader.weight) for index in loader.indices(epoch)], torch.rand(()).item()
@@ -174,20 +152,6 @@ def test_the_parts_of_all_processes_are_the_same_batches_whatever_their_number(a
             assert torch.equal(torch.cat([index for index, _ in own]), batch)
             sizes = [len(index) for index, _ in own]
             assert max(sizes) - min(sizes) <= 1 and [weight for _, weight in own] == [n / len(batch) for n in sizes]
-
-
-def test_processes_that_cannot_train_together_are_refused(as_process):
-    loader = TrainLoader(torch.zeros(71, 1, 28, 28), torch.zeros(71), 70, later_share=0.01)
-    data, settings = SimpleNamespace(sha256="0"), Settings(Recipe(batch_size=70), device="cpu")
-    for change, expected in (
-        ({"lr": 0.5}, "process 1 was started with another lr: found 0.5, expected 1.0 as in process 0"),
-        ({"threads": 5, "data_dir": "x"}, "--batch-size 70: expected an image for each process"),  # these may differ
-    ):
-        as_process(
-            0, 2, lambda value, change=change: [value, {**dict(value), **change} if isinstance(value, dict) else value]
-        )
-        with pytest.raises(SettingError, match=expected):
-            parallel.ParallelRun().share(settings, data, loader, None)
 
 
 def test_without_the_other_processes_there_is_one_line(monkeypatch, capsys):

@@ -5,7 +5,8 @@ import os
 import shutil
 from collections import Counter
 from dataclasses import replace
-from itertools import product
+from functools import partial
+from itertools import permutations
 from types import SimpleNamespace
 
 import matplotlib.style
@@ -46,9 +47,8 @@ def example(wrong_count, images=100):
 
 def slow_answers(dataset, logits):
     """(probability, index, label, prediction) of every image, the most confident first."""
-    found = []
-    for index, (row, label) in enumerate(zip(logits.tolist(), dataset.test.labels.tolist())):
-        found.append((math.exp(max(row)) / sum(map(math.exp, row)), index, label, row.index(max(row))))
+    rows = enumerate(zip(logits.tolist(), dataset.test.labels.tolist()))
+    found = [(math.exp(max(row)) / sum(map(math.exp, row)), i, label, row.index(max(row))) for i, (row, label) in rows]
     return sorted(found, reverse=True)
 
 
@@ -80,10 +80,8 @@ def test_the_confusions_are_those_of_a_slow_loop_and_a_single_one_is_seen(wrong)
     [image] = axes.images
     colours = image.to_rgba(image.get_array())
     assert not (colours.diagonal(0, 0, 1).T - colours[0, 0]).any()  # however many are right
-    empty = image.to_rgba(0)
-    for true, predicted in product(range(10), range(10)):
-        if true != predicted:
-            assert (abs(colours[true, predicted] - empty).max() > 0.1) == (counts[true, predicted] > 0)
+    seen = abs(colours - image.to_rgba(0)).max(2) > 0.1
+    assert all(seen[place] == (counts[place] > 0) for place in permutations(range(10), 2))
 
 
 def curves(accuracies, steps, target=99.4):
@@ -138,12 +136,8 @@ def test_the_augmented_images_are_as_in_training_and_drawing_them_changes_no_ran
 
 def test_a_run_that_was_killed_before_its_last_line_draws_the_same_pictures(whole_run, tmp_path, monkeypatch):
     """Whatever the user's settings of matplotlib are, which it leaves alone, as does the picture of the READMEs."""
-
-    def overview():
-        return plots.drawn(
-            figures.draw_overview, read_results(ROOT / "results/side-by-side.json"), WEIGHTS / "tiny.pth"
-        )
-
+    results = read_results(ROOT / "results/side-by-side.json")
+    overview = partial(plots.drawn, figures.draw_overview, results, WEIGHTS / "tiny.pth")
     monkeypatch.setattr(figures, "load_mnist", lambda: example(9)[1])
     expected, folder = overview(), tmp_path / "run"
     shutil.copytree(whole_run, folder, ignore=shutil.ignore_patterns("*.png"))

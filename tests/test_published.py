@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import read_metrics
-from torch import nn
 from torchvision.transforms import RandomAffine
 
 from data import Split
@@ -17,23 +16,15 @@ from study.published import PUBLISHED
 from study.results import add_run
 from study.train_published import evaluate, main, make_loader
 
-# Layers: C is a convolution with padding, c one without, 1 one of 1 x 1; ReLU, BatchNorm, Dropout, MaxPool, average,
-# Linear. Then dropout; optimizer, lr, weight decay; first rate, peak, when in the run, last rate; the others.
+# Layers by their initials, a convolution without padding as c. Then dropout; optimizer, lr, weight decay; first rate,
+# peak, when in the run, last rate; batch size, epochs, label smoothing, images held out.
 RECIPES = """
-net-11034 CRBDCRBDMCRBDCRBDMcRBDA1       Dropout   0.1  SGD   0.1   0    0.004 0.1   0.2 4e-7  128  15 0   0
-net-14314 CBRDCBRDMDCBRCBRMD1BRCBRMD1RAL Dropout   0.1  Adam  0.001 1e-4 4e-4  0.01  0.2 4e-8  128  20 0   10000
-net-19576 cBRcRMDcRcBRMDCRLRL            Dropout2d 0.15 AdamW 0.001 0.01 0.001 0.01  0.3 1e-5  1024 20 0.1 0
-net-10170 CBRCBRMDCBRMD1CBRCBRCBRDAL     Dropout   0.1  SGD   0.01  0    0.01  0.01  0   0.01  128  20 0   0
-net-9720  CRBDCRBDMCRBDCRBDMcRBDcA       Dropout2d 0.05 Adam  0.001 0    0.001 0.001 0   0.001 128  20 0   0
+net-11034 CRBDCRBDMCRBDCRBDMcRBDAcF       Dropout   0.1  SGD   0.1   0    0.004 0.1   0.2 4e-7  128  15 0   0
+net-14314 CBRDCBRDMDCBRCBRMDcBRCBRMDcRAFL Dropout   0.1  Adam  0.001 1e-4 4e-4  0.01  0.2 4e-8  128  20 0   10000
+net-19576 cBRcRMDcRcBRMDCRFLRL            Dropout2d 0.15 AdamW 0.001 0.01 0.001 0.01  0.3 1e-5  1024 20 0.1 0
+net-10170 CBRCBRMDCBRMDcCBRCBRCBRDAFL     Dropout   0.1  SGD   0.01  0    0.01  0.01  0   0.01  128  20 0   0
+net-9720  CRBDCRBDMCRBDCRBDMcRBDcAF       Dropout2d 0.05 Adam  0.001 0    0.001 0.001 0   0.001 128  20 0   0
 """
-LETTERS = {nn.ReLU: "R", nn.BatchNorm2d: "B", nn.Dropout: "D", nn.Dropout2d: "D", nn.MaxPool2d: "M", nn.Linear: "L"}
-LETTERS |= {nn.AvgPool2d: "A", nn.AdaptiveAvgPool2d: "A", nn.Flatten: ""}
-CONVOLUTIONS = {((3, 3), (1, 1)): "C", ((3, 3), (0, 0)): "c", ((1, 1), (0, 0)): "1"}
-
-
-def letter(layer):
-    is_convolution = isinstance(layer, nn.Conv2d)
-    return CONVOLUTIONS[layer.kernel_size, layer.padding] if is_convolution else LETTERS[type(layer)]
 
 
 @pytest.mark.parametrize("row", RECIPES.strip().splitlines(), ids=PUBLISHED)
@@ -46,8 +37,9 @@ def test_a_recipe_is_what_its_readme_says(row):
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    assert "".join(letter(layer) for layer in net) == layers and count_parameters(net) == int(name[4:])
-    assert {f"{type(layer).__name__} {layer.p}" for layer in net if letter(layer) == "D"} == {f"{dropout} {rate}"}
+    initials = ("c" if getattr(layer, "padding", 0) == (0, 0) else type(layer).__name__[0] for layer in net)
+    assert "".join(initials) == layers and count_parameters(net) == int(name[4:])
+    assert {f"{type(layer).__name__} {layer.p}" for layer in net if hasattr(layer, "p")} == {f"{dropout} {rate}"}
     assert type(optimizer).__name__ == optimizer_name and optimizer.defaults.get("momentum", 0.9) == 0.9
     found = [recipe.optimizer.keywords["lr"], optimizer.defaults["weight_decay"], rates[0], max(rates)]
     found += [(rates.index(max(rates)) + bool(recipe.one_cycle)) / 40, rates[-1], recipe.batch_size, recipe.epochs]
@@ -72,14 +64,13 @@ def test_batches_hold_out_the_same_images_each_time_augment_and_normalise(mnist_
 
 
 def test_evaluation_is_that_of_a_slow_loop_over_normalised_images():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (1100, 1, 28, 28), generator=generator, dtype=torch.uint8)
-    split, net = Split(images, torch.arange(1100) % 10), PUBLISHED["net-10170"].net()
-    score = evaluate(net.train(), split, "cpu")
+    images, net = torch.randint(256, (1100, 1, 28, 28), dtype=torch.uint8), PUBLISHED["net-10170"].net()
     with torch.no_grad():
         logits = torch.cat([net.eval()((part / 255 - 0.1307) / 0.3081) for part in images.split(11)])
-    assert (score.correct, score.count) == ((logits.argmax(1) == split.labels).sum(), 1100)
-    assert score.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
+    labels = (logits.argmax(1) + (torch.arange(1100) % 3 == 0)) % 10  # a third of the answers is wrong
+    score = evaluate(net.train(), Split(images, labels), "cpu")
+    assert (score.correct, score.count) == (733, 1100)
+    assert score.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 def test_a_short_run_steps_the_schedule_with_each_batch_and_smooths_the_labels(mnist_dir, tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """The folder of a run: new ones, what is refused, what is logged, and resuming to the same bits."""
 
 import contextlib
-import os
 import re
 import shlex
 import shutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -22,16 +23,8 @@ from experiment.datasets import FILES as MNIST_FILES
 from experiment.errors import CheckpointError, DataError, FileError
 from experiment.files import lock
 from experiment.run_folder import FILES, RunFolder, create_folder
-from experiment.settings import Recipe, Settings
 
-SETTINGS = Settings(Recipe(widths=(4,) * 5, epochs=2, batch_size=479), dataset="digits", device="cpu", target=None)
-
-
-def interrupt(history=None):
-    raise KeyboardInterrupt
-
-
-# New folders
+interrupt = Mock(side_effect=KeyboardInterrupt)
 
 
 def test_a_run_is_never_overwritten(tmp_path, capsys):
@@ -45,11 +38,7 @@ def test_a_run_is_never_overwritten(tmp_path, capsys):
 @pytest.mark.parametrize(("out", "count"), [(None, 8), ("run", 1)])
 def test_each_of_eight_runs_that_start_at_once_has_a_folder_of_its_own(tmp_path, monkeypatch, out, count):
     """If all ask for the same one, a single run gets it."""
-    touch, all_are_there = Path.touch, threading.Barrier(8, timeout=60)
-
-    def wait_and_touch(*args, **options):
-        all_are_there.wait()  # each has found the folder empty, or made one
-        touch(*args, **options)
+    touch, all_are_there = Path.touch, threading.Barrier(8, timeout=60)  # each has found the folder empty, or made one
 
     def create(_):
         with contextlib.suppress(FileError):
@@ -58,57 +47,41 @@ def test_each_of_eight_runs_that_start_at_once_has_a_folder_of_its_own(tmp_path,
             return folder
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Path, "touch", wait_and_touch)
+    monkeypatch.setattr(Path, "touch", lambda *args, **options: all_are_there.wait() < 8 and touch(*args, **options))
     with ThreadPoolExecutor(8) as pool:
         folders = [folder for folder in pool.map(create, range(8)) if folder]
     assert len(folders) == len(set(folders)) == count and all((folder / "log.txt").exists() for folder in folders)
     assert out or all(folder.match("runs/*-seed3*") for folder in folders)
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch, capsys):
-    refuse = Mock(side_effect=PermissionError(13, "Permission denied"))  # to root, who may run this, nothing is refused
-    (tmp_path / "file").touch()
-    for method, out in ((None, "file"), (None, "file/below"), ("touch", "."), ("mkdir", "missing/parent")):
+def test_a_folder_that_cannot_be_written_or_locked_is_refused_and_left_as_it_was(tmp_path, monkeypatch, capsys):
+    refuse = Mock(side_effect=OSError(5, "Input/output error"))  # to root, who may run this, no permission is refused
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").touch()
+    faults = [("", "own/notes.txt"), ("", "own/notes.txt/below"), ("pathlib.Path.touch", "own")]
+    faults += [("pathlib.Path.mkdir", "missing/parent")]
+    faults += [("fcntl.flock", "new"), ("fcntl.flock", "own")] if sys.platform != "win32" else []
+    for function, out in faults:
         with monkeypatch.context() as patch:
-            if method:
-                patch.setattr(Path, method, refuse)
+            if function:
+                patch.setattr(function, refuse)
             assert run(*RUN, "--out", tmp_path / out, on_epoch=pytest.fail) == 2
-        assert_one_line(capsys.readouterr(), f"{tmp_path / out} cannot be written: ", "choose another folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        hint = "restore its permissions" if function == "fcntl.flock" else "choose another folder"
+        assert_one_line(capsys.readouterr(), f"{tmp_path / out} cannot be written: ", hint)
+        assert {*tmp_path.rglob("*")} == {tmp_path / "own", tmp_path / "own" / "notes.txt"}
 
 
-# The log
-
-
-def test_every_line_of_the_log_is_on_the_disk_before_the_run_goes_on(tmp_path, monkeypatch, capsys):
-    log, synced, fsync = tmp_path / "run" / "log.txt", [], os.fsync
-
-    def record(descriptor):
-        fsync(descriptor)
-        if log.exists() and os.path.samestat(os.fstat(descriptor), log.stat()):
-            synced.append(log.read_text())
-
-    monkeypatch.setattr(os, "fsync", record)
-    train.train(SETTINGS, RunFolder(tmp_path / "run", pictures=False))
-    lines = log.read_text().splitlines(keepends=True)
-    assert synced == ["".join(lines[:count]) for count in range(1, len(lines) + 1)]
-    assert capsys.readouterr().out == "".join(lines)
-
-
-def test_the_log_tells_of_idle_cpus_of_full_memory_and_how_to_resume(tmp_path, monkeypatch):
+def test_the_log_tells_of_idle_cpus_of_full_memory_and_how_to_resume(tmp_path, monkeypatch, capsys):
     """In a folder that looks like a flag."""
-    full = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
     monkeypatch.setattr(run_folder, "allowed_cpus", lambda: 2)
     monkeypatch.chdir(tmp_path)
-    assert run(*RUN, "--threads", 1, "--out=-run", on_epoch=Mock(side_effect=full)) == 2
+    assert run(*RUN, "--threads", 1, "--out=-run", on_epoch=lambda history: torch.empty(2**60)) == 2
+    assert_one_line(capsys.readouterr(), "out of memory; try a smaller --batch-size")
     log = Path("-run/log.txt").read_text()
     how = re.search(r"\nStopped: out of memory; .*; to resume: (.*)\n$", log)[1]
     python, script, *argv = shlex.split(how)
     assert (python, script) == (PYTHON, "train.py") and parse_args("", argv)[0].resume == "-run"
     assert "\nThreads: 1 of 2, as many as were idle, or as --threads says; " in log  # only then, as test_train.py says
-
-
-# Resuming
 
 
 def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, monkeypatch, capsys):
@@ -134,39 +107,48 @@ def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, monkeypatch, c
     assert resumed == [str(number) for number in range(1, count + 1)]
 
 
-def test_time_and_memory_of_a_run_are_those_of_all_its_processes(tmp_path, monkeypatch):
-    seconds, peaks = [], []
+def test_a_run_in_use_is_refused_and_its_time_and_memory_are_those_of_all_its_processes(tmp_path, monkeypatch, capsys):
+    """Every end releases it."""
+    folder, seconds, peaks = tmp_path / "run", [], []
+
+    def resume_and_interrupt(history):
+        capsys.readouterr()
+        assert_refused(capsys, ["--resume", folder], f"{folder} is in use by another process")
+        raise KeyboardInterrupt
+
     for peak, argv in ((500, [*RUN, "--out"]), (900, ["--resume"]), (700, ["--resume"])):
         monkeypatch.setattr(run_folder, "peak_memory_mb", lambda peak=peak: peak)
-        assert run(*argv, tmp_path / "run", on_epoch=interrupt) == 130
-        metrics = read_metrics(tmp_path / "run")
+        assert run(*argv, folder, on_epoch=resume_and_interrupt) == 130
+        metrics = read_metrics(folder)
         seconds.append(metrics["total_seconds"])
         peaks.append(metrics["peak_memory_mb"])
         assert metrics["train_seconds"] < seconds[-1]
     assert 0 < seconds[0] < seconds[1] < seconds[2] and peaks == [500, 900, 900]
 
 
-def test_a_finished_run_says_so_and_keeps_what_it_has(whole_run, tmp_path, capsys):
-    folder = shutil.copytree(whole_run, tmp_path / "run")
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    for target in ([], ["--target", "none"]):
-        assert run("--resume", folder, *target, on_epoch=pytest.fail) == 0
-        assert capsys.readouterr().out == f"{folder} is finished: 8 of 8 epochs; --target none trains all\n"
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
 def test_a_run_that_stopped_at_its_target_goes_on_to_the_bits_of_one_that_did_not(whole_run, tmp_path, capsys):
-    folder, argv = tmp_path / "run", ["--target", read_metrics(whole_run)["epochs"][0]["test_accuracy"]]
-    assert run(*RUN, *argv, "--out", folder) == 0 and len(read_metrics(folder)["epochs"]) < 8
-    capsys.readouterr()
-    assert run("--resume", folder, on_epoch=pytest.fail) == 0
-    assert re.search(r" is finished: [1-7] of 8 epochs; --target none trains all$", capsys.readouterr().out)
+    """A run that is finished says so and keeps what it has."""
+
+    def assert_finished(epochs, *argv):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        capsys.readouterr()
+        assert run("--resume", folder, *argv, on_epoch=pytest.fail) == 0
+        assert capsys.readouterr().out == f"{folder} is finished: {epochs} of 8 epochs; --target none trains all\n"
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    folder, target = tmp_path / "run", read_metrics(whole_run)["epochs"][0]["test_accuracy"]
+    assert run(*RUN, "--target", target, "--out", folder) == 0
+    assert_finished(epochs=1)
     torch.set_num_threads(2)  # it goes on with its own number, which decides how sums are rounded
     assert run("--resume", folder, "--target", "none") == 0 and torch.get_num_threads() == 1
     assert same(without_times(folder), without_times(whole_run))
+    assert_finished(8)
+    assert_finished(8, "--target", "none")
 
 
-def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path, capsys):
+def test_resume_finds_data_that_moved_but_refuses_other_data_and_what_was_trained_meanwhile(
+    mnist_dir, tmp_path, capsys
+):
     folder, moved = tmp_path / "run", tmp_path / "moved"
     argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 70, "--epochs", 2, "--out", folder]
     assert run(*argv, on_epoch=interrupt) == 130
@@ -182,33 +164,11 @@ def test_resume_finds_data_that_moved_but_refuses_other_data(mnist_dir, tmp_path
     assert_refused(capsys, argv, "found other data (moved (MNIST format), SHA-256 ", "expected small (MNIST")
     labels.write_bytes(content)
     assert run(*argv) == 0 and len(read_metrics(folder)["epochs"]) == 2
-
-
-def test_a_run_that_another_process_has_trained_meanwhile_is_refused(tmp_path):
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train.train(SETTINGS, RunFolder(folder), interrupt)
-    resumed = RunFolder(resume=folder)
-    assert run("--resume", folder) == 0
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(FileError, match="another process has just trained it; resume it again") as refused:
-        train.train(resumed.checkpoint.settings, resumed)
+        train.train(replace(resumed.checkpoint.settings, data_dir=str(moved)), resumed)
     lock(folder).release()  # neither `resumed` nor `refused` holds it
     assert {path: path.read_bytes() for path in folder.iterdir()} == before and refused
-
-
-def test_a_run_in_use_is_refused_and_every_end_releases_it(whole_run, tmp_path, capsys):
-    folder = tmp_path / "run"
-
-    def resume_and_interrupt(history):
-        capsys.readouterr()
-        assert_refused(capsys, ["--resume", folder], f"{folder} is in use by another process")
-        raise KeyboardInterrupt
-
-    assert run(*RUN, "--out", folder, on_epoch=resume_and_interrupt) == 130
-    assert run("--resume", folder, on_epoch=resume_and_interrupt) == 130
-    assert run("--resume", folder) == 0
-    assert same(without_times(folder), without_times(whole_run))
 
 
 def test_the_best_weights_are_those_of_the_best_epoch_or_refused(whole_run, tmp_path):

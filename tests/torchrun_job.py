@@ -2,14 +2,8 @@
 
 Command lines between "--" are runs of one job. The environment variable DIE is "RANK EPOCH": this process kills itself
 after that epoch. RECORD is a folder: each process writes there what it trained on, and what it holds after every epoch.
-
-Without torchrun it is imported once for many jobs: each line of its input is a list, for every process its command line
-and its environment variables, of which STDERR names a file. It answers each line by their exit codes.
 """
 
-import gc
-import importlib
-import json
 import os
 import signal
 import sys
@@ -20,25 +14,26 @@ import torch
 import torch.distributed as dist
 
 import train
-from experiment.parallel import ParallelRun, PartLoader
+from experiment.parallel import ParallelRun
 
 train.TrainLoader.FEWEST = 0  # as conftest.py has it
-runs, batches, start = [], [], train.start  # (loader, model) of each run; (index, weight) of this epoch's batches
+runs, batches, start = [], [], train.start  # of this epoch's batches (index, weight)
 
 
-def start_all(argv, *options):
-    for is_end, part in groupby(argv, "--".__eq__):
-        if is_end:  # a batch's statistics depend on its parts: the next runs keep the first ones of BatchNorm
-            torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
-        else:
-            start(list(part), *options)
+class RecordedRun(ParallelRun):
+    def share(self, *parts):
+        self.loader, self.model = super().share(*parts)
+        record, end = self.loader.record, self.end
+        self.loader.record = lambda index, losses: [record(index, losses), batches.append((index, self.loader.weight))]
+        self.end = lambda logits: [end(logits), save("end", logits=logits)]
+        runs.append(self)
+        return self.loader, self.model
 
 
 def save(when, **values):
     if "RECORD" in os.environ:
-        loader, model = runs[-1]
-        values |= {"batches": batches, "hardness": loader.hardness, "model": model.module.state_dict()}
-        torch.save(values, f"{os.environ['RECORD']}/{len(runs)}-{when}-{dist.get_rank()}.pt")
+        values |= {"hardness": runs[-1].loader.hardness, "model": runs[-1].model.module.state_dict()}
+        torch.save(values | {"batches": batches}, f"{os.environ['RECORD']}/{len(runs)}-{when}-{dist.get_rank()}.pt")
     batches.clear()
 
 
@@ -48,44 +43,13 @@ def on_epoch(history):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def after(method, cls, hook):
-    """Let hook(result, *arguments) follow each call of the method."""
-    original = getattr(cls, method)
-
-    def call(*args):
-        result = original(*args)
-        hook(result, *args)
-        return result
-
-    setattr(cls, method, call)
+def start_all(argv, on_epoch, _):
+    for is_end, part in groupby(argv, "--".__eq__):
+        if is_end:  # a batch's statistics depend on its parts: the next runs keep the first ones of BatchNorm
+            torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+        else:
+            start(list(part), on_epoch, RecordedRun)
 
 
-def shared(result, run, *_):
-    runs.append(result)
-    end = run.end
-    run.end = lambda logits: [end(logits), save("end", logits=logits)]
-
-
-def forked(jobs):
-    """The argv of this process, a child of the one that reads the `jobs`."""
-    for name in ("sklearn.datasets", "sklearn.model_selection", "torch._dynamo"):  # which each child would import
-        importlib.import_module(name)
-    gc.freeze()  # or each child would go through all that
-    for processes in map(json.loads, jobs):
-        children = []
-        for argv, variables in processes:
-            children.append(os.fork())
-            if not children[-1]:
-                signal.alarm(300)
-                os.environ.update(variables)
-                for number, file in ((1, os.devnull), (2, os.environ["STDERR"])):
-                    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-                return argv
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
-    sys.exit()
-
-
-after("share", ParallelRun, shared)
-after("record", PartLoader, lambda _, loader, index, losses: batches.append((index, loader.weight)))
 train.start = start_all
-sys.exit(train.main(sys.argv[1:] if "RANK" in os.environ else forked(sys.stdin), on_epoch=on_epoch))
+sys.exit(train.main(sys.argv[1:], on_epoch=on_epoch))
