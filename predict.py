@@ -89,8 +89,8 @@ def line(answer):
 
 def write_submission(file, net):
     """Write the digits of Kaggle's test.csv, `file`, to submission.csv beside it."""
-    images, _ = read_csv(file, labelled=False)
-    answers = probabilities(net, images.numpy()).argmax(1).tolist()
+    [split] = read_csv(file, labelled=False)
+    answers = probabilities(net, split.images.numpy()).argmax(1).tolist()
     rows = ["ImageId,Label", *(f"{number},{digit}" for number, digit in enumerate(answers, 1))]
     replace_file(file.with_name("submission.csv"), "\n".join(rows + [""]).encode())
     print(f"Written: {file.with_name('submission.csv')}, {len(answers)} digits")

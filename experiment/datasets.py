@@ -7,6 +7,7 @@ import os
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -65,9 +66,10 @@ def load_folder(place):
             return make_dataset(f"{file.resolve().parent.name}/{file.name}", *read(file))
     if any(os.path.isdir(place / part / digit) for part in (".", "train") for digit in "0123456789"):
         return make_dataset(f"{place.resolve().name} (pictures)", *sources.read_pictures(place))
-    lacking = ", ".join(name for name in FILES if name not in paths)
-    found = "is not a directory" if os.path.exists(place) else "does not exist"
-    found = f"lacks {lacking}" if os.path.isdir(place) else found
+    if os.path.isdir(place):
+        found = f"lacks {', '.join(name for name in FILES if name not in paths)}"
+    else:
+        found = "is not a directory" if os.path.exists(place) else "does not exist"
     others = "mnist.npz, train.csv, or pictures in train/0 to train/9"
     raise DataError(f"--data-dir {place} {found}; expected these, there, in raw or MNIST/raw, also as .gz; or {others}")
 
@@ -81,9 +83,10 @@ def load_digits_28x28():
     images = torch.from_numpy(digits.images).float().mul(255 / 16).unsqueeze(1)  # (1797, 1, 8, 8), 0..255
     images = F.interpolate(images, size=(20, 20), mode="bilinear")  # MNIST's digits fill a 20x20 box
     images = F.pad(images, (4, 4, 4, 4)).round().byte().squeeze(1).numpy()  # (1797, 28, 28)
-    split = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
-    train_images, test_images, train_labels, test_labels = (torch.from_numpy(array) for array in split)
-    return make_dataset("digits", train_images, train_labels.byte(), test_images, test_labels.byte())
+    arrays = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
+    train_images, test_images, train_labels, test_labels = arrays
+    splits = make_split("digits", train_images, train_labels), make_split("digits", test_images, test_labels)
+    return make_dataset("digits", *splits)
 
 
 def hold_out(dataset, count, seed):
@@ -101,19 +104,26 @@ def hold_out(dataset, count, seed):
     return dataset._replace(train=Split(images[rest], labels[rest]), holdout=Split(images[held], labels[held]))
 
 
-def make_dataset(name, *tensors):
-    """A Dataset of training images and labels and test images and labels: uint8, (N, 28, 28) and (N,), or without test.
-
-    Its name is "mnist" if that is what it is.
-    """
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy())
-    if tensors[0].max() <= 1:
+def make_dataset(name, train, test=None):
+    """The Dataset of two Splits, or of one; its name is "mnist" if that is what it is."""
+    if train.images.max() <= 1:
         raise DataError(f"{name}: no pixel exceeds 1; expected whole numbers up to 255: multiply by 255")
-    name = "mnist" if digest.hexdigest() == MNIST_SHA256 else name
-    splits = [Split(images.unsqueeze(1), labels.long()) for images, labels in zip(tensors[::2], tensors[1::2])]
-    return Dataset(name, digest.hexdigest(), *splits, *[None] * (2 - len(splits)))
+    digest = hashlib.sha256()
+    for images, labels in filter(None, (train, test)):
+        digest.update(images.contiguous().numpy())
+        digest.update(labels.byte().numpy())
+    return Dataset("mnist" if digest.hexdigest() == MNIST_SHA256 else name, digest.hexdigest(), train, test)
+
+
+def make_split(path, images, labels):
+    """The Split of the arrays (N, 28, 28) and (N,), read from `path`; DataError if they are no images of digits."""
+    found = f"found images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
+    if not (images.size and images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]):
+        raise DataError(f"{path}: {found}, expected (N, 28, 28) and (N,); replace the data")
+    for values, highest in ((images, 255), (labels, 9)):
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:
+            raise DataError(f"{path}: {found}, expected whole numbers from 0 to {highest}; replace the data")
+    return Split(torch.from_numpy(images.astype(np.uint8)).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
 
 
 def find_idx(folder):
@@ -131,53 +141,30 @@ def find_idx(folder):
 
 def read_idx_files(paths):
     """The Dataset of the four files at `paths`, a dict in the order of FILES."""
-    tensors, paths = [], list(paths.values())
+    paths, splits = list(paths.values()), []
     for images_path, labels_path in (paths[:2], paths[2:]):
         images, labels = read_idx(images_path, (SIDE, SIDE)), read_idx(labels_path, ())
-        if len(images) != len(labels):
-            counts = f"{labels_path} holds {len(labels)} labels, but {images_path} holds {len(images)} images"
-            raise DataError(f"{counts}; the counts must match: replace the wrong file")
-        if labels.max() > 9:
-            index = int(labels.argmax())
-            raise DataError(f"{labels_path}: label {index} is {labels[index]}, expected 0 to 9: replace the file")
-        tensors += [images.transpose(1, 2) if images_path.name.startswith("emnist") else images, labels]
+        is_emnist = images_path.name.startswith("emnist")
+        splits.append(make_split(labels_path, images.swapaxes(1, 2) if is_emnist else images, labels))
     folder = paths[0].resolve().parent
     while folder.name in ("raw", "MNIST"):  # FashionMNIST is the name of FashionMNIST/raw/train-…
         folder = folder.parent
-    return make_dataset(f"{folder.name} (MNIST format)", *tensors)
+    return make_dataset(f"{folder.name} (MNIST format)", *splits)
 
 
 def read_idx(path, item_shape):
-    """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 tensor (count, *item_shape).
-
-    The header is checked against the data that follows, so that a damaged one cannot claim memory.
-    """
-
-    def wrong(found, expected):
-        return DataError(f"{path}: found {found}, expected {expected}: replace the file")
-
-    dimensions = 1 + len(item_shape)
-    magic = bytes((0, 0, 8, dimensions))  # 8: unsigned byte
+    """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 array (count, *item_shape)."""
     try:
-        with open(path, "rb") as packed:
-            is_gzip = packed.read(2) == b"\x1f\x8b"  # whatever its suffix
-        with (gzip.open if is_gzip else open)(path, "rb") as file:
-            header = file.read(4 + 4 * dimensions)
-            if header[:4] != magic:
-                raise wrong(f"magic number 0x{header[:4].hex()}", f"0x{magic.hex()}")
-            if len(header) < 4 + 4 * dimensions:
-                raise wrong(f"a header of {len(header)} bytes", f"{4 + 4 * dimensions}")
-            count, *shape = (int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
-            if tuple(shape) != item_shape:
-                raise wrong("images of " + "x".join(map(str, shape)), "x".join(map(str, item_shape)))
-            if count == 0:
-                raise wrong("no items", "at least one")
-            size, content = count * math.prod(item_shape), bytearray()
-            while chunk := file.read(min(1 << 20, size + 1 - len(content))):
-                content += chunk
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":  # whatever its suffix
+            content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}; replace the file or its permissions") from error
-    if len(content) != size:
-        found = f"more than {size}" if len(content) > size else f"only {len(content)}"
-        raise wrong(f"{found} bytes of data", f"{size} ({count} items, as its header says)")
-    return torch.frombuffer(content, dtype=torch.uint8).view(count, *item_shape)
+    start = 8 + 4 * len(item_shape)  # of the data
+    header = [int.from_bytes(content[i : i + 4], "big") for i in range(0, start, 4)]
+    expected = [0x0801 + len(item_shape), max(1, header[1]), *item_shape]  # 08: unsigned byte; 01: dimensions
+    size = start + math.prod(expected[1:])
+    if header != expected or len(content) != size:
+        found = f"found {len(content)} bytes that begin with the numbers {header}"
+        raise DataError(f"{path}: {found}, expected {size} bytes and {expected}; replace the file")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(expected[1:])
