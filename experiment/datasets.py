@@ -123,7 +123,8 @@ def make_split(path, images, labels):
     for values, highest in ((images, 255), (labels, 9)):
         if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:
             raise DataError(f"{path}: {found}, expected whole numbers from 0 to {highest}; replace the data")
-    return Split(torch.from_numpy(images.astype(np.uint8)).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+    images, labels = images.astype(np.uint8, copy=False), labels.astype(np.int64)
+    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
 
 
 def find_idx(folder):
@@ -155,9 +156,9 @@ def read_idx_files(paths):
 def read_idx(path, item_shape):
     """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 array (count, *item_shape)."""
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":  # whatever its suffix
-            content = gzip.decompress(content)
+        content = np.fromfile(path, np.uint8)
+        if bytes(content[:2]) == b"\x1f\x8b":  # gzip, whatever its suffix
+            content = np.frombuffer(bytearray(gzip.decompress(content)), np.uint8)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}; replace the file or its permissions") from error
     start = 8 + 4 * len(item_shape)  # of the data
@@ -167,4 +168,4 @@ def read_idx(path, item_shape):
     if header != expected or len(content) != size:
         found = f"found {len(content)} bytes that begin with the numbers {header}"
         raise DataError(f"{path}: {found}, expected {size} bytes and {expected}; replace the file")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(expected[1:])
+    return content[start:].reshape(expected[1:])
