@@ -118,27 +118,28 @@ def to_grey(image):
     return alpha * grey + (1 - alpha) * paper
 
 
-def contact_sheet(files, boxes, digits, captions, side=140, columns=4):
-    """PNG bytes: each of `files` with its `boxes`, grey if it cannot be read, beside the digits that the net saw.
+def contact_sheet(pictures, side=140, columns=4):
+    """PNG bytes: each picture with boxes around its digits, grey if it cannot be read, beside what the net saw.
 
-    A file's digits are a list of uint8 arrays (28, 28); its caption may have several lines.
+    `pictures`: for each its path, the pairs of box and digit that `read_rows` found, and a caption.
     """
     width, height, content = 2 * side + 20, side + 40, io.BytesIO()
-    sheet = Image.new("RGB", (min(len(files), columns) * width, -(-len(files) // columns) * height), "white")
-    for i, (file, own_boxes, own_digits, caption) in enumerate(zip(files, boxes, digits, captions)):
-        tile, many = Image.new("RGB", (width, height), "white"), math.ceil(len(own_digits) ** 0.5)
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (min(len(pictures), columns) * width, rows * height), "white")
+    for i, (file, digits, caption) in enumerate(pictures):
+        tile = Image.new("RGB", (width, height), "white")
         tile.paste("grey", (0, 0, 2 * side, side))
         with contextlib.suppress(ImageError):
             original = open_image(file)
             scale, original = side / max(original.size), ImageOps.contain(original, (side, side))
-            tile.paste(original, (0, 0), original)
-            for box in own_boxes:
-                ImageDraw.Draw(tile).rectangle([scale * edge for edge in box], outline="red")
-        for j, digit in enumerate(own_digits):
+            tile.paste(original, mask=original)
+        draw, many = ImageDraw.Draw(tile), math.ceil(len(digits) ** 0.5)
+        for j, (box, digit) in enumerate(digits):
+            draw.rectangle([scale * edge for edge in box], outline="red")
             place = side + j % many * (side // many), j // many * (side // many)
             tile.paste(Image.fromarray(digit).resize((side // many,) * 2, Image.Resampling.NEAREST), place)
-        lines = textwrap.wrap(caption.encode("ascii", "replace").decode(), 46)
-        ImageDraw.Draw(tile).text((0, side + 4), "\n".join(lines[:3]), "black")
+        caption = textwrap.fill(caption.encode("ascii", "replace").decode(), 46, max_lines=3)
+        draw.text((0, side + 4), caption, "black")
         sheet.paste(tile, (i % columns * width, i // columns * height))
     sheet.save(content, "PNG")
     return content.getvalue()
