@@ -77,9 +77,8 @@ def drop_lines(ink):
 
 
 def middles(shape):
-    """The middles of rows (H, 1) and of columns (W,), as fractions of the height and width in `shape`."""
-    height, width = shape
-    return ((np.arange(height) + 0.5) / height)[:, None], (np.arange(width) + 0.5) / width
+    """The middles of rows (H, 1) and of columns (1, W), as fractions of the height and width in `shape`."""
+    return np.ix_(*((np.arange(size) + 0.5) / size for size in shape))
 
 
 def find_rows(ink, may_be_cut=True):
@@ -90,9 +89,8 @@ def find_rows(ink, may_be_cut=True):
     """
     ink, stroke, low = drop_faint(ink)
     labels, count = ndimage.label(ink, np.ones((3, 3)))
-    slices = ndimage.find_objects(labels)
-    start = np.array([[rows.start, columns.start] for rows, columns in slices]).reshape(-1, 2)
-    stop = np.array([[rows.stop, columns.stop] for rows, columns in slices]).reshape(-1, 2)
+    boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
+    start, stop = np.moveaxis(boxes.reshape(-1, 2, 2), -1, 0)
     extent = stop - start  # height and width of every part
     mass = ndimage.sum_labels(ink, labels, np.arange(count) + 1)
     cut = ((start == 0) | (stop == ink.shape)).any(1)

@@ -84,7 +84,7 @@ class Checkpoint:
                 return cls.from_dict(content)
         except Exception as error:  # zipfile, torch and the constructors have a dozen types for what is wrong
             raise CheckpointError(
-                f"{path} cannot be loaded ({reason(error)}); expected an intact checkpoint"
+                f"{path} cannot be loaded ({reason(error)}); expected an intact checkpoint, or train anew"
             ) from error
         raise CheckpointError(f"{path}: found format {found}, expected {FORMAT}; use the version that wrote it")
 
@@ -94,16 +94,13 @@ class Checkpoint:
         settings = Settings(**{**content["settings"], "recipe": recipe})
         checkpoint = cls(**{**content, "settings": settings, "history": History.from_dict(content["history"])})
         with torch.device("meta"):  # shapes alone: a wrong width must not claim memory
-            expected = Net(**recipe.network).state_dict()
-        if shapes(checkpoint.model) != shapes(expected) or not isinstance(checkpoint.log_bytes, int):
+            states = checkpoint.model, Net(**recipe.network).state_dict()
+        found, expected = ({name: (value.shape, value.dtype) for name, value in state.items()} for state in states)
+        if found != expected or not isinstance(checkpoint.log_bytes, int):
             raise CheckpointError("the weights do not match the settings")
         if not checkpoint.hardness.isfinite().all():
             raise CheckpointError("the hardness of the images is not finite")
         return checkpoint
-
-
-def shapes(state_dict):
-    return {name: (value.shape, value.dtype) for name, value in state_dict.items()}
 
 
 def find_net(source):

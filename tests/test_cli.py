@@ -37,7 +37,7 @@ def given_by(argv):
         ("--epochs 0", "--epochs: found 0, expected a whole number from 1 to 100000 (see --help)"),
         ("--out new --resume old", "--out cannot be combined with --resume or --evaluate"),
         ("--resume old --evaluate last.pt", "not allowed with argument --resume"),
-        ("--resume none", "--resume none: no last.pt found"),
+        ("--resume none", "none/last.pt cannot be loaded (No such file or directory); expected an intact checkpoint"),
         ("--evaluate none", "none cannot be loaded (No such file or directory); expected best, default, tiny, a run's"),
         ("--batch-size 1238 --holdout 200 --out new", "--batch-size 1238: expected at most 1237, the number"),
         ("--holdout 1428 --out new", "--holdout 1428: expected 10 to 1427"),
