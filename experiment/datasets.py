@@ -43,35 +43,13 @@ def load_data(settings, for_training=True):
 
 def load_mnist(data_dir=None):
     """MNIST, or data like it, from `data_dir`; if that is None, from DEFAULT_FOLDERS or else downloaded to ./data."""
-    if data_dir is not None:
-        return load_folder(Path(data_dir))
-    paths = next((paths for paths in map(find_idx, map(Path, DEFAULT_FOLDERS)) if len(paths) == len(FILES)), None)
-    if paths is None:
-        from experiment.sources import download  # needs torchvision, which takes a second to import
-
-        paths = download(FILES, Path("data"))
-    return read_idx_files(paths)
-
-
-def load_folder(place):
-    """The Dataset in the folder `place`: FILES, mnist.npz, train.csv or pictures by class; or in one of these files."""
-    paths = find_idx(place)
-    if len(paths) == len(FILES):
-        return read_idx_files(paths)
+    folders = DEFAULT_FOLDERS if data_dir is None else (data_dir,)
+    for paths in map(find_idx, map(Path, folders)):
+        if len(paths) == len(FILES):
+            return read_idx_files(paths)
     from experiment import sources
 
-    for name, read in (("mnist.npz", sources.read_npz), ("train.csv", sources.read_csv)):
-        file = place if place.suffix == Path(name).suffix else place / name
-        if os.path.isfile(file):
-            return make_dataset(f"{file.resolve().parent.name}/{file.name}", *read(file))
-    if any(os.path.isdir(place / part / digit) for part in (".", "train") for digit in "0123456789"):
-        return make_dataset(f"{place.resolve().name} (pictures)", *sources.read_pictures(place))
-    if os.path.isdir(place):
-        found = f"lacks {', '.join(name for name in FILES if name not in paths)}"
-    else:
-        found = "is not a directory" if os.path.exists(place) else "does not exist"
-    others = "mnist.npz, train.csv, or pictures in train/0 to train/9"
-    raise DataError(f"--data-dir {place} {found}; expected these, there, in raw or MNIST/raw, also as .gz; or {others}")
+    return sources.load_folder(Path(data_dir)) if data_dir else read_idx_files(sources.download(FILES, Path("data")))
 
 
 def load_digits_28x28():

@@ -1,4 +1,4 @@
-"""Data from elsewhere: MNIST by download, Keras's mnist.npz, Kaggle's train.csv, pictures in folders by class."""
+"""Data in other formats: Keras's mnist.npz, Kaggle's train.csv, pictures in folders by class; MNIST by download."""
 
 import http.client
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiment.datasets import make_split
+from experiment.datasets import FILES, find_idx, make_dataset, make_split
 from experiment.errors import DataError, DownloadError, FileError, reason
 from experiment.files import replace_file, writing
 from model import SIDE
@@ -36,6 +36,22 @@ def download(names, folder):
             for name in names:
                 replace_file(raw / name, Path(own, "MNIST", "raw", name).read_bytes())
     return {name: raw / name for name in names}
+
+
+def load_folder(place):
+    """The Dataset in the folder `place`: mnist.npz, train.csv or pictures by class; or in one of these files."""
+    for name, read in (("mnist.npz", read_npz), ("train.csv", read_csv)):
+        file = place if place.suffix == Path(name).suffix else place / name
+        if os.path.isfile(file):
+            return make_dataset(f"{file.resolve().parent.name}/{file.name}", *read(file))
+    if any(os.path.isdir(place / part / digit) for part in (".", "train") for digit in "0123456789"):
+        return make_dataset(f"{place.resolve().name} (pictures)", *read_pictures(place))
+    if os.path.isdir(place):
+        found = f"lacks {', '.join(name for name in FILES if name not in find_idx(place))}"
+    else:
+        found = "is not a directory" if os.path.exists(place) else "does not exist"
+    others = "mnist.npz, train.csv, or pictures in train/0 to train/9"
+    raise DataError(f"--data-dir {place} {found}; expected these, there, in raw or MNIST/raw, also as .gz; or {others}")
 
 
 def read_npz(path):
