@@ -8,7 +8,7 @@ import textwrap
 import warnings
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
 
 from experiment.errors import FileError, reason
 from ink import center_digit, drop_lines, find_ink, find_papers, find_rows
@@ -91,11 +91,8 @@ def open_image(image, name=None):
                 image = Image.fromarray(eight_bits(np.squeeze(np.asarray(image))))
             return image.convert("RGBA")
     except Exception as error:  # Pillow has a dozen types for what is wrong
-        why = reason(error)
-        if isinstance(error, UnidentifiedImageError):
-            is_heic = str(name).lower().endswith((".heic", ".heif"))
-            why = "for HEIC: pip install pillow-heif" if is_heic else "Pillow knows no such format"
-        raise ImageError(f"{name} cannot be read ({why}); expected a picture, such as PNG, JPEG or WebP") from error
+        expected = "expected a picture, such as PNG, JPEG or WebP; for HEIC: pip install pillow-heif"
+        raise ImageError(f"{name} cannot be read ({reason(error)}); {expected}") from error
 
 
 def eight_bits(values):

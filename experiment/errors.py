@@ -36,7 +36,3 @@ class CheckpointError(FileError):
 
 class DivergedError(ExperimentError):
     """A loss is no longer finite."""
-
-
-class OutOfMemory(ExperimentError):
-    """The memory of the machine or of the GPU is full."""

@@ -180,7 +180,7 @@ def test_where_there_are_no_test_images_held_out_ones_take_their_place(kind, arr
         ),
         ("train/a/x.png", "", "train: invalid literal for int() … 'a'; expected folders 0 to 9 with pictures"),
         ("train/00/x.txt", "", "train: Found no valid file for the classes 00 … expected folders 0 to 9 with pictures"),
-        ("train/3/x.png", "seven", "train/3/x.png cannot be read (Pillow knows no such format); expected a picture"),
+        ("train/3/x.png", "seven", "train/3/x.png cannot be read (cannot identify image file … ; expected a picture"),
     ],
 )
 def test_damage_in_other_formats_is_named_with_what_was_expected(arrays, tmp_path, capsys, name, damage, expected):
