@@ -1,7 +1,5 @@
 """From a grey picture to the digits in it, as MNIST's makers prepared theirs: paper, lines, ink, parts, rows."""
 
-import itertools
-
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -105,7 +103,7 @@ def find_rows(ink, may_be_cut=True):
     groups = [kept]
     ratio = extent[:, 0] / extent[kept, 0].max(initial=1)
     tall = np.flatnonzero((mass > SMALL * digit.max(initial=0)) & (ratio >= SIMILAR) & (ratio <= 1 / SIMILAR))
-    if any((stop[a] <= start[b]).any() for a, b in itertools.permutations(tall, 2)):
+    if (stop[tall][:, None] <= start[tall]).any():
         groups = group(np.union1d(kept, tall), start, stop)  # with those that the edge cuts
     smallest = SMALL * max(ink.shape) / (3 if len(groups) > 1 else 1)
     if extent[kept].max(initial=0) < max(3, smallest) or stroke < clutter * low:

@@ -95,12 +95,9 @@ class RunFolder:
             yield
         except (ExperimentError, KeyboardInterrupt) as error:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
-            if isinstance(error, DivergedError):
+            how = f"to resume: {how_to_resume(self.path, self.processes)}"
+            if isinstance(error, DivergedError):  # which would only happen again
                 how = f"epochs finished: {len(self.history.epochs)}"
-            elif (self.path / "last.pt").exists():
-                how = f"to resume: {how_to_resume(self.path, self.processes)}"
-            else:
-                how = f"remove {self.path} and start again"
             with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
                 self.log(f"{what}; {how}")
             raise
