@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from experiment.errors import FileError, reason
+from experiment.errors import FileError, reading
 from ink import center_digit, drop_lines, find_ink, find_papers, find_rows
 from model import SIDE
 
@@ -80,19 +80,16 @@ def prepare_or_keep(path):
 
 def open_image(image, name=None):
     """`image` (path, PIL image or array) as an upright 8-bit RGBA image."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(image) if isinstance(image, (str, os.PathLike)) else image
-            if isinstance(image, Image.Image):
-                image = ImageOps.exif_transpose(image)
-            if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # convert would clip more than 8 bits
-                image = Image.fromarray(eight_bits(np.squeeze(np.asarray(image))))
-            return image.convert("RGBA")
-    except Exception as error:  # Pillow has a dozen types for what is wrong
-        expected = "expected a picture, such as PNG, JPEG or WebP; for HEIC: pip install pillow-heif"
-        raise ImageError(f"{name} cannot be read ({reason(error)}); {expected}") from error
+    expected = "expected a picture, such as PNG, JPEG or WebP; for HEIC: pip install pillow-heif"
+    with reading(name, expected, ImageError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(image) if isinstance(image, (str, os.PathLike)) else image
+        if isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image)
+        if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # convert would clip more than 8 bits
+            image = Image.fromarray(eight_bits(np.squeeze(np.asarray(image))))
+        return image.convert("RGBA")
 
 
 def eight_bits(values):

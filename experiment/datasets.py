@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import math
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from data import Dataset, Split
-from experiment.errors import DataError, reason
+from experiment.errors import DataError, reading
 from model import SIDE
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -133,12 +132,10 @@ def read_idx_files(paths):
 
 def read_idx(path, item_shape):
     """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 array (count, *item_shape)."""
-    try:
+    with reading(path, "replace the file or its permissions", DataError):
         content = np.fromfile(path, np.uint8)
         if bytes(content[:2]) == b"\x1f\x8b":  # gzip, whatever its suffix
             content = np.frombuffer(bytearray(gzip.decompress(content)), np.uint8)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {reason(error)}; replace the file or its permissions") from error
     start = 8 + 4 * len(item_shape)  # of the data
     header = [int.from_bytes(content[i : i + 4], "big") for i in range(0, start, 4)]
     expected = [0x0801 + len(item_shape), max(1, header[1]), *item_shape]  # 08: unsigned byte; 01: dimensions

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiment.datasets import FILES, find_idx, make_dataset, make_split
-from experiment.errors import DataError, DownloadError, FileError, reason
+from experiment.errors import DataError, DownloadError, reading
 from experiment.files import replace_file, writing
 from model import SIDE
 
@@ -56,27 +56,19 @@ def load_folder(place):
 
 def read_npz(path):
     """The two Splits of Keras's mnist.npz at `path`."""
-    try:
-        with np.load(path) as arrays:
-            pairs = [(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")]
-    except Exception as error:  # NumPy has several types for what is wrong
-        raise DataError(
-            f"{path} cannot be read ({reason(error)}); expected x_train, y_train, x_test, y_test"
-        ) from error
+    with reading(path, "expected x_train, y_train, x_test, y_test", DataError), np.load(path) as arrays:
+        pairs = [(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")]
     return [make_split(path, *pair) for pair in pairs]
 
 
 def read_csv(path, labelled=True):
     """[Split] of Kaggle's train.csv at `path`: a header, then rows of a label and 784 pixels; of test.csv, labels 0."""
-    try:
-        with open(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("error")  # "no data"
-            has_header = not file.readline()[:1].isdigit()
-            rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(has_header), ndmin=2)
+    expected = f"expected a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
+    with reading(path, expected, DataError), open(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error")  # "no data"
+        has_header = not file.readline()[:1].isdigit()
+        rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(has_header), ndmin=2)
         images = rows[:, int(labelled) :].reshape(-1, SIDE, SIDE)
-    except (OSError, ValueError, UserWarning) as error:
-        expected = f"a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
-        raise DataError(f"{path} cannot be read ({reason(error)}); expected {expected}") from error
     return [make_split(path, images, rows[:, 0] if labelled else np.zeros(len(rows), np.uint8))]
 
 
@@ -89,12 +81,9 @@ def read_pictures(folder):
     parts = ["train" if os.path.isdir(folder / "train") else ".", *["test"] * os.path.isdir(folder / "test")]
     splits = []
     for part in parts:
-        try:
+        with reading(folder / part, "expected folders 0 to 9 with pictures of one digit", DataError):
             pictures = ImageFolder(folder / part, loader=prepare_or_keep)
             digits = np.array([int(name) for name in pictures.classes])
             images, labels = zip(*pictures)
-        except (OSError, ValueError, FileError) as error:
-            expected = "expected folders 0 to 9 with pictures of one digit"
-            raise DataError(f"{folder / part}: {reason(error)}; {expected}") from error
         splits.append(make_split(folder / part, np.stack(images), digits[list(labels)]))
     return splits

@@ -48,7 +48,7 @@ def test_content_that_does_not_fit_is_refused(whole_run, tmp_path):
         (lambda content: content["model"].update(mean=torch.zeros(()).double()), "weights"),
         (lambda content: content["hardness"][:1].fill_(math.inf), "hardness"),
         (lambda content: content["settings"]["recipe"].update(lr=-1.0), "--lr: found -1.0"),
-        (lambda content: content.update(history=RunsCode(trap)), "cannot be loaded"),
+        (lambda content: content.update(history=RunsCode(trap)), "cannot be read"),
     ):
         content = torch.load(whole_run / "last.pt", weights_only=True)
         change(content)

@@ -178,8 +178,16 @@ def test_where_there_are_no_test_images_held_out_ones_take_their_place(kind, arr
             "label,pixel0\n",
             "train.csv cannot be read (loadtxt: input contained no data … expected a header",
         ),
-        ("train/a/x.png", "", "train: invalid literal for int() … 'a'; expected folders 0 to 9 with pictures"),
-        ("train/00/x.txt", "", "train: Found no valid file for the classes 00 … expected folders 0 to 9 with pictures"),
+        (
+            "train/a/x.png",
+            "",
+            "train cannot be read (invalid literal for int() … 'a'); expected folders 0 to 9 with pictures",
+        ),
+        (
+            "train/00/x.txt",
+            "",
+            "train cannot be read (Found no valid file for the classes 00 … expected folders 0 to 9 with pictures",
+        ),
         ("train/3/x.png", "seven", "train/3/x.png cannot be read (cannot identify image file … ; expected a picture"),
     ],
 )

@@ -150,7 +150,7 @@ def test_weights_of_a_run_and_weights_that_cannot_be_loaded(seven, whole_run, tm
     for name in ("bad.pt", "none.pth", "7.png"):
         assert main(seven, "--weights", tmp_path / name) == CheckpointError.exit_code == 2
         captured = capsys.readouterr()
-        assert_one_line(captured, f"{tmp_path / name} cannot be loaded", name="predict.py")
+        assert_one_line(captured, f"{tmp_path / name} cannot be read", name="predict.py")
         assert not captured.out
 
 

@@ -75,4 +75,4 @@ def test_damaged_weights_are_one_line(saved, damage, expected):
     damage(saved)
     with pytest.raises(CheckpointError, match=expected) as raised:
         load_net(saved)
-    assert str(raised.value).startswith(f"{saved} cannot be loaded") and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"{saved} cannot be read") and "\n" not in str(raised.value)
