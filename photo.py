@@ -46,26 +46,25 @@ def read_rows(image, name):
     A pair is a box, the pixels (left, top, right, bottom) of the upright picture, and the digit as `prepare` has it.
     """
     image = open_image(image, name)
-    rows, scale = find_digits(image, PIXELS)
+    rows = find_digits(image, PIXELS)
     if sum(map(len, rows)) != 1 and max(image.size) > PIXELS:  # of several digits, each has few of these pixels
         several = find_digits(image, 4 * PIXELS)
-        rows, scale = several if sum(map(len, several[0])) > 1 else (rows, scale)
+        rows = several if sum(map(len, several)) > 1 else rows
     if not rows:
-        expected = "expected one that is clearly darker or lighter than its background"
-        raise ImageError(f"{name}: no digit found; {expected}")
-    return [[(tuple(round(scale * side) for side in box), center_digit(ink)) for box, ink in row] for row in rows]
+        raise ImageError(f"{name}: no digit found; expected one that is clearly darker or lighter than its background")
+    return rows
 
 
 def find_digits(image, pixels):
-    """(rows as of `find_rows`, scale): what the first of `find_papers` shows any in, of `image` scaled to `pixels`."""
+    """The rows of pairs, as of `read_rows`, on the first of `find_papers` that shows any, in `image` of `pixels`."""
     small, rows = image.copy(), []
     small.thumbnail((pixels, pixels), Image.Resampling.BILINEAR)
-    grey = to_grey(small)
+    grey, scale = to_grey(small), image.width / small.width
     for number, paper in enumerate(find_papers(grey)):
         rows = find_rows(drop_lines(find_ink(grey, paper)), may_be_cut=number == 0)
         if rows:
             break
-    return rows, image.width / small.width
+    return [[(tuple(round(scale * side) for side in box), center_digit(ink)) for box, ink in row] for row in rows]
 
 
 def prepare_or_keep(path):
@@ -94,10 +93,10 @@ def open_image(image, name=None):
 
 def eight_bits(values):
     """Numbers up to 1, 255 or 65535, whichever is the first that none exceeds, as uint8 up to 255."""
-    white = next((white for white in (1, 255, 65535) if values.max() <= white and values.min() >= 0), None)
-    if white is None:
-        raise ValueError(f"found values from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
-    return np.uint8(values * (255 / white) + 0.5)
+    for white in (1, 255, 65535):
+        if values.min() >= 0 and values.max() <= white:
+            return np.uint8(values * (255 / white) + 0.5)
+    raise ValueError(f"found values from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
 
 
 def to_grey(image):

@@ -26,13 +26,12 @@ def load_data(settings, for_training=True):
     Where there are no test images, those that are held out take their place.
     """
     dataset = load_digits_28x28() if settings.dataset == "digits" else load_mnist(settings.data_dir)
-    without_test = dataset.test is None
-    if without_test and settings.holdout is None:
-        total = len(dataset.train.labels)
-        raise DataError(f"{dataset.name} has no labelled test images; hold some out: --holdout {max(10, total // 5)}")
-    if settings.holdout is not None and (for_training or without_test):
+    if dataset.test is None and settings.holdout is None:
+        count = max(10, len(dataset.train.labels) // 5)
+        raise DataError(f"{dataset.name} has no labelled test images; hold some out: --holdout {count}")
+    if settings.holdout is not None and (for_training or dataset.test is None):
         dataset = hold_out(dataset, settings.holdout, settings.seed)
-    if without_test:
+    if dataset.test is None:
         dataset = dataset._replace(test=dataset.holdout, holdout=None)
     count, batch_size = len(dataset.train.labels), settings.recipe.batch_size
     if for_training and batch_size > count:
