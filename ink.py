@@ -150,9 +150,8 @@ def center_digit(ink):
     """The digit as MNIST's makers prepared theirs: its box scaled to 20 pixels, its centre of mass in the middle.
 
     `ink`: floats (H, W) in 0..1, at least one above 0; 0 is paper. Returns uint8 (28, 28), 255 where ink is strongest.
-    The box of all ink above 0 is scaled by `resample`, its longer side to 20 pixels, then placed so that its centre of
-    mass is nearest to row and column 14, counted from 0. Every rounding is floor(x + 0.5): that, and `resample` in
-    place of a library's filter, can be repeated in another language to the last bit or nearly.
+    The box is that of all ink above 0; the middle is row and column 14, counted from 0. Every rounding is
+    floor(x + 0.5): that, and `resample` in place of a library's filter, can be repeated in another language.
     """
     rows, columns = np.flatnonzero(ink.max(1) > 0), np.flatnonzero(ink.max(0) > 0)
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -168,10 +167,9 @@ def center_digit(ink):
 
 
 def resample(size, old_size):
-    """Weights (size, old_size) by which `old_size` pixels become `size`.
+    """Weights (size, old_size) by which `old_size` pixels become `size`: Pillow's BILINEAR, without its 8-bit rounding.
 
-    A new pixel is the mean of the old ones under a triangle, at its centre and two new pixels wide, at least two old
-    ones: Pillow's BILINEAR, without its 8-bit rounding. It keeps thin lines better than a plain average over areas.
+    A new pixel is the mean of the old ones under a triangle, at its centre and two new pixels wide, at least two old.
     """
     scale = old_size / size
     distances = np.abs((np.arange(size)[:, None] + 0.5) * scale - np.arange(old_size) - 0.5)  # of the centres
