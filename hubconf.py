@@ -29,12 +29,12 @@ def tiny():
 
 
 def _load(name):
-    # By its path, since the program that loads it may have another module of the name "model".
-    if "mnist_model" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("mnist_model", Path(__file__).with_name("model.py"))
-        sys.modules["mnist_model"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["mnist_model"])
-    file = Path(__file__).parent / "weights" / f"{name}.pth"
-    net = sys.modules["mnist_model"].Net(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["network"])
-    net.load_state_dict(torch.load(file, weights_only=True))
+    folder, module = Path(__file__).parent, sys.modules.get("mnist_model")
+    if module is None:  # by its path, since the program that loads it may have another module of the name "model"
+        spec = importlib.util.spec_from_file_location("mnist_model", folder / "model.py")
+        module = sys.modules["mnist_model"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    about = json.loads((folder / "weights" / f"{name}.json").read_text(encoding="utf-8"))
+    net = module.Net(**about["network"])
+    net.load_state_dict(torch.load(folder / "weights" / f"{name}.pth", weights_only=True))
     return net.eval()

@@ -1,7 +1,5 @@
 """From a grey picture to the digits in it, as MNIST's makers prepared theirs: paper, lines, ink, parts, rows."""
 
-import itertools
-
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -77,9 +75,8 @@ def drop_lines(ink):
 
 
 def middles(shape):
-    """The middles of rows (H, 1) and of columns (W,), as fractions of the height and width in `shape`."""
-    height, width = shape
-    return ((np.arange(height) + 0.5) / height)[:, None], (np.arange(width) + 0.5) / width
+    """The middles of rows (H, 1) and of columns (1, W), as fractions of the height and width in `shape`."""
+    return np.ix_(*((np.arange(size) + 0.5) / size for size in shape))
 
 
 def find_rows(ink, may_be_cut=True):
@@ -90,9 +87,8 @@ def find_rows(ink, may_be_cut=True):
     """
     ink, stroke, low = drop_faint(ink)
     labels, count = ndimage.label(ink, np.ones((3, 3)))
-    slices = ndimage.find_objects(labels)
-    start = np.array([[rows.start, columns.start] for rows, columns in slices]).reshape(-1, 2)
-    stop = np.array([[rows.stop, columns.stop] for rows, columns in slices]).reshape(-1, 2)
+    boxes = np.array([[(side.start, side.stop) for side in box] for box in ndimage.find_objects(labels)])
+    start, stop = np.moveaxis(boxes.reshape(-1, 2, 2), -1, 0)
     extent = stop - start  # height and width of every part
     mass = ndimage.sum_labels(ink, labels, np.arange(count) + 1)
     cut = ((start == 0) | (stop == ink.shape)).any(1)
@@ -107,7 +103,7 @@ def find_rows(ink, may_be_cut=True):
     groups = [kept]
     ratio = extent[:, 0] / extent[kept, 0].max(initial=1)
     tall = np.flatnonzero((mass > SMALL * digit.max(initial=0)) & (ratio >= SIMILAR) & (ratio <= 1 / SIMILAR))
-    if any((stop[a] <= start[b]).any() for a, b in itertools.permutations(tall, 2)):
+    if (stop[tall][:, None] <= start[tall]).any():
         groups = group(np.union1d(kept, tall), start, stop)  # with those that the edge cuts
     smallest = SMALL * max(ink.shape) / (3 if len(groups) > 1 else 1)
     if extent[kept].max(initial=0) < max(3, smallest) or stroke < clutter * low:
@@ -154,9 +150,8 @@ def center_digit(ink):
     """The digit as MNIST's makers prepared theirs: its box scaled to 20 pixels, its centre of mass in the middle.
 
     `ink`: floats (H, W) in 0..1, at least one above 0; 0 is paper. Returns uint8 (28, 28), 255 where ink is strongest.
-    The box of all ink above 0 is scaled by `resample`, its longer side to 20 pixels, then placed so that its centre of
-    mass is nearest to row and column 14, counted from 0. Every rounding is floor(x + 0.5): that, and `resample` in
-    place of a library's filter, can be repeated in another language to the last bit or nearly.
+    The box is that of all ink above 0; the middle is row and column 14, counted from 0. Every rounding is
+    floor(x + 0.5): that, and `resample` in place of a library's filter, can be repeated in another language.
     """
     rows, columns = np.flatnonzero(ink.max(1) > 0), np.flatnonzero(ink.max(0) > 0)
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -172,10 +167,9 @@ def center_digit(ink):
 
 
 def resample(size, old_size):
-    """Weights (size, old_size) by which `old_size` pixels become `size`.
+    """Weights (size, old_size) by which `old_size` pixels become `size`: Pillow's BILINEAR, without its 8-bit rounding.
 
-    A new pixel is the mean of the old ones under a triangle, at its centre and two new pixels wide, at least two old
-    ones: Pillow's BILINEAR, without its 8-bit rounding. It keeps thin lines better than a plain average over areas.
+    A new pixel is the mean of the old ones under a triangle, at its centre and two new pixels wide, at least two old.
     """
     scale = old_size / size
     distances = np.abs((np.arange(size)[:, None] + 0.5) * scale - np.arange(old_size) - 0.5)  # of the centres

@@ -8,9 +8,9 @@ import textwrap
 import warnings
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
 
-from experiment.errors import FileError, reason
+from experiment.errors import FileError, reading
 from ink import center_digit, drop_lines, find_ink, find_papers, find_rows
 from model import SIDE
 
@@ -46,26 +46,25 @@ def read_rows(image, name):
     A pair is a box, the pixels (left, top, right, bottom) of the upright picture, and the digit as `prepare` has it.
     """
     image = open_image(image, name)
-    rows, scale = find_digits(image, PIXELS)
+    rows = find_digits(image, PIXELS)
     if sum(map(len, rows)) != 1 and max(image.size) > PIXELS:  # of several digits, each has few of these pixels
         several = find_digits(image, 4 * PIXELS)
-        rows, scale = several if sum(map(len, several[0])) > 1 else (rows, scale)
+        rows = several if sum(map(len, several)) > 1 else rows
     if not rows:
-        expected = "expected one that is clearly darker or lighter than its background"
-        raise ImageError(f"{name}: no digit found; {expected}")
-    return [[(tuple(round(scale * side) for side in box), center_digit(ink)) for box, ink in row] for row in rows]
+        raise ImageError(f"{name}: no digit found; expected one that is clearly darker or lighter than its background")
+    return rows
 
 
 def find_digits(image, pixels):
-    """(rows as of `find_rows`, scale): what the first of `find_papers` shows any in, of `image` scaled to `pixels`."""
+    """The rows of pairs, as of `read_rows`, on the first of `find_papers` that shows any, in `image` of `pixels`."""
     small, rows = image.copy(), []
     small.thumbnail((pixels, pixels), Image.Resampling.BILINEAR)
-    grey = to_grey(small)
+    grey, scale = to_grey(small), image.width / small.width
     for number, paper in enumerate(find_papers(grey)):
         rows = find_rows(drop_lines(find_ink(grey, paper)), may_be_cut=number == 0)
         if rows:
             break
-    return rows, image.width / small.width
+    return [[(tuple(round(scale * side) for side in box), center_digit(ink)) for box, ink in row] for row in rows]
 
 
 def prepare_or_keep(path):
@@ -80,30 +79,24 @@ def prepare_or_keep(path):
 
 def open_image(image, name=None):
     """`image` (path, PIL image or array) as an upright 8-bit RGBA image."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(image) if isinstance(image, (str, os.PathLike)) else image
-            if isinstance(image, Image.Image):
-                image = ImageOps.exif_transpose(image)
-            if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # convert would clip more than 8 bits
-                image = Image.fromarray(eight_bits(np.squeeze(np.asarray(image))))
-            return image.convert("RGBA")
-    except Exception as error:  # Pillow has a dozen types for what is wrong
-        why = reason(error)
-        if isinstance(error, UnidentifiedImageError):
-            is_heic = str(name).lower().endswith((".heic", ".heif"))
-            why = "for HEIC: pip install pillow-heif" if is_heic else "Pillow knows no such format"
-        raise ImageError(f"{name} cannot be read ({why}); expected a picture, such as PNG, JPEG or WebP") from error
+    expected = "expected a picture, such as PNG, JPEG or WebP; for HEIC: pip install pillow-heif"
+    with reading(name, expected, ImageError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(image) if isinstance(image, (str, os.PathLike)) else image
+        if isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image)
+        if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # convert would clip more than 8 bits
+            image = Image.fromarray(eight_bits(np.squeeze(np.asarray(image))))
+        return image.convert("RGBA")
 
 
 def eight_bits(values):
     """Numbers up to 1, 255 or 65535, whichever is the first that none exceeds, as uint8 up to 255."""
-    white = next((white for white in (1, 255, 65535) if values.max() <= white and values.min() >= 0), None)
-    if white is None:
-        raise ValueError(f"found values from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
-    return np.uint8(values * (255 / white) + 0.5)
+    for white in (1, 255, 65535):
+        if values.min() >= 0 and values.max() <= white:
+            return np.uint8(values * (255 / white) + 0.5)
+    raise ValueError(f"found values from {values.min()} to {values.max()}, expected 0 to 1, 255 or 65535")
 
 
 def to_grey(image):
@@ -118,27 +111,28 @@ def to_grey(image):
     return alpha * grey + (1 - alpha) * paper
 
 
-def contact_sheet(files, boxes, digits, captions, side=140, columns=4):
-    """PNG bytes: each of `files` with its `boxes`, grey if it cannot be read, beside the digits that the net saw.
+def contact_sheet(pictures, side=140, columns=4):
+    """PNG bytes: each picture with boxes around its digits, grey if it cannot be read, beside what the net saw.
 
-    A file's digits are a list of uint8 arrays (28, 28); its caption may have several lines.
+    `pictures`: for each its path, the pairs of box and digit that `read_rows` found, and a caption.
     """
     width, height, content = 2 * side + 20, side + 40, io.BytesIO()
-    sheet = Image.new("RGB", (min(len(files), columns) * width, -(-len(files) // columns) * height), "white")
-    for i, (file, own_boxes, own_digits, caption) in enumerate(zip(files, boxes, digits, captions)):
-        tile, many = Image.new("RGB", (width, height), "white"), math.ceil(len(own_digits) ** 0.5)
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (min(len(pictures), columns) * width, rows * height), "white")
+    for i, (file, digits, caption) in enumerate(pictures):
+        tile = Image.new("RGB", (width, height), "white")
         tile.paste("grey", (0, 0, 2 * side, side))
         with contextlib.suppress(ImageError):
             original = open_image(file)
             scale, original = side / max(original.size), ImageOps.contain(original, (side, side))
-            tile.paste(original, (0, 0), original)
-            for box in own_boxes:
-                ImageDraw.Draw(tile).rectangle([scale * edge for edge in box], outline="red")
-        for j, digit in enumerate(own_digits):
+            tile.paste(original, mask=original)
+        draw, many = ImageDraw.Draw(tile), math.ceil(len(digits) ** 0.5)
+        for j, (box, digit) in enumerate(digits):
+            draw.rectangle([scale * edge for edge in box], outline="red")
             place = side + j % many * (side // many), j // many * (side // many)
             tile.paste(Image.fromarray(digit).resize((side // many,) * 2, Image.Resampling.NEAREST), place)
-        lines = textwrap.wrap(caption.encode("ascii", "replace").decode(), 46)
-        ImageDraw.Draw(tile).text((0, side + 4), "\n".join(lines[:3]), "black")
+        caption = textwrap.fill(caption.encode("ascii", "replace").decode(), 46, max_lines=3)
+        draw.text((0, side + 4), caption, "black")
         sheet.paste(tile, (i % columns * width, i // columns * height))
     sheet.save(content, "PNG")
     return content.getvalue()

@@ -57,22 +57,21 @@ def describe(file, rows, found):
 
     With several digits, the probability is that of the least sure one, and there is no "digit" or runner-up.
     """
-    values, answers = found.topk(2)
-    first, boxes = values[:, 0].tolist(), [box for row in rows for box, _ in row]
-    digits = [
-        {"digit": digit, "probability": round(probability, 4), "box": box}
-        for digit, probability, box in zip(answers[:, 0].tolist(), first, boxes)
-    ]
-    lines, one = answers[:, 0].split([len(row) for row in rows]), len(digits) == 1
+    values, classes = found.topk(2)
+    (first, second), (answers, runners_up) = values.T.tolist(), classes.T.tolist()
+    boxes, rest, one = [box for row in rows for box, _ in row], iter(answers), len(answers) == 1
     return {
         "file": file,
-        "text": "\n".join("".join(map(str, line.tolist())) for line in lines),
-        "digit": digits[0]["digit"] if one else None,
+        "text": "\n".join("".join(str(next(rest)) for _ in row) for row in rows),
+        "digit": answers[0] if one else None,
         "probability": round(min(first), 4),
-        "runner_up": answers[0, 1].item() if one else None,
-        "runner_up_probability": round(values[0, 1].item(), 4) if one else None,
+        "runner_up": runners_up[0] if one else None,
+        "runner_up_probability": round(second[0], 4) if one else None,
         "unsure": min(first) < UNSURE,
-        "digits": digits,
+        "digits": [
+            {"digit": digit, "probability": round(probability, 4), "box": box}
+            for digit, probability, box in zip(answers, first, boxes)
+        ],
     }
 
 
@@ -89,8 +88,8 @@ def line(answer):
 
 def write_submission(file, net):
     """Write the digits of Kaggle's test.csv, `file`, to submission.csv beside it."""
-    images, _ = read_csv(file, labelled=False)
-    answers = probabilities(net, images.numpy()).argmax(1).tolist()
+    [split] = read_csv(file, labelled=False)
+    answers = probabilities(net, split.images.numpy()).argmax(1).tolist()
     rows = ["ImageId,Label", *(f"{number},{digit}" for number, digit in enumerate(answers, 1))]
     replace_file(file.with_name("submission.csv"), "\n".join(rows + [""]).encode())
     print(f"Written: {file.with_name('submission.csv')}, {len(answers)} digits")
@@ -105,36 +104,34 @@ def main(argv=None):
     about = "default, best or tiny, a run's folder, its best.pt, or a NAME.pth (default: best)"
     parser.add_argument("--weights", type=path, metavar="NET", default=DEFAULT, help=about)
     parser.add_argument("--json", action="store_true", help="print a JSON list")
-    parser.add_argument(
-        "--show", type=path, metavar="FILE", help="new PNG file: what the net saw, beside each original"
-    )
+    about = "new PNG file: what the net saw, beside each original"
+    parser.add_argument("--show", type=path, metavar="FILE", help=about)
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.csv):
         parser.error("IMAGE: expected pictures of one digit each, or --csv alone")
     if args.show and os.path.exists(args.show):  # with --show *.png that is the first picture
         raise FileError(f"--show {args.show} exists already; name a new file")
     torch.set_num_threads(1)  # for one image at a time more are slower
-    net, digits, answers = load_net(args.weights), [], []
+    net, answers, shown = load_net(args.weights), [], []
     if args.csv:
         return write_submission(Path(args.csv), net)
     for file in args.images:
         try:
             rows = read_rows(file, file)
-            digits.append([digit for row in rows for _, digit in row])
-            answers.append(describe(file, rows, probabilities(net, digits[-1])))
+            digits = [pair for row in rows for pair in row]
+            answers.append(describe(file, rows, probabilities(net, [digit for _, digit in digits])))
+            text = line(answers[-1])
             if not args.json:
-                print(line(answers[-1]))
+                print(text)
         except ImageError as error:
-            digits.append([])
-            answers.append({"file": file, "error": str(error)})
-            print(f"predict.py: error: {error}", file=sys.stderr)
+            digits, text = [], str(error)
+            answers.append({"file": file, "error": text})
+            print(f"predict.py: error: {text}", file=sys.stderr)
+        shown.append((file, digits, text.replace(file, os.path.basename(file))))
     if args.json:
         print(json.dumps(answers, indent=2))
     if args.show:
-        texts = [answer.get("error") or line(answer) for answer in answers]
-        captions = [text.replace(file, os.path.basename(file)) for text, file in zip(texts, args.images)]
-        boxes = [[digit["box"] for digit in answer.get("digits", [])] for answer in answers]
-        replace_file(args.show, contact_sheet(args.images, boxes, digits, captions))
+        replace_file(args.show, contact_sheet(shown))
     return int(any("error" in answer for answer in answers))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from experiment.errors import CheckpointError, reason
+from experiment.errors import CheckpointError, reading
 from experiment.files import replace_file
 from experiment.history import History
 from experiment.settings import Recipe, Settings
@@ -73,7 +73,7 @@ class Checkpoint:
     @classmethod
     def load(cls, path):
         """Load the checkpoint at `path` onto the CPU; CheckpointError if it is damaged or of another format."""
-        try:
+        with reading(path, "expected an intact checkpoint, or train anew", CheckpointError):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch.load compares no checksums
             if damaged is not None:
@@ -82,10 +82,6 @@ class Checkpoint:
             found = content.pop("format", None)
             if found == FORMAT:
                 return cls.from_dict(content)
-        except Exception as error:  # zipfile, torch and the constructors have a dozen types for what is wrong
-            raise CheckpointError(
-                f"{path} cannot be loaded ({reason(error)}); expected an intact checkpoint"
-            ) from error
         raise CheckpointError(f"{path}: found format {found}, expected {FORMAT}; use the version that wrote it")
 
     @classmethod
@@ -94,16 +90,13 @@ class Checkpoint:
         settings = Settings(**{**content["settings"], "recipe": recipe})
         checkpoint = cls(**{**content, "settings": settings, "history": History.from_dict(content["history"])})
         with torch.device("meta"):  # shapes alone: a wrong width must not claim memory
-            expected = Net(**recipe.network).state_dict()
-        if shapes(checkpoint.model) != shapes(expected) or not isinstance(checkpoint.log_bytes, int):
+            states = checkpoint.model, Net(**recipe.network).state_dict()
+        found, expected = ({name: (value.shape, value.dtype) for name, value in state.items()} for state in states)
+        if found != expected or not isinstance(checkpoint.log_bytes, int):
             raise CheckpointError("the weights do not match the settings")
         if not checkpoint.hardness.isfinite().all():
             raise CheckpointError("the hardness of the images is not finite")
         return checkpoint
-
-
-def shapes(state_dict):
-    return {name: (value.shape, value.dtype) for name, value in state_dict.items()}
 
 
 def find_net(source):
@@ -119,20 +112,22 @@ def load_net(source):
     Its attribute `temperature` is what its logits are to be divided by: of a run, that of its recipe's weights.
     """
     file = find_net(source)
-    checkpoint = Checkpoint.load(file) if file.suffix == ".pt" else None
-    try:
-        if checkpoint:
-            net, own = checkpoint.net(), WEIGHTS / f"{checkpoint.settings.recipe.name}.json"
-            about = json.loads((own if own.exists() else WEIGHTS / "default.json").read_text(encoding="utf-8"))
-        else:
-            about, content = json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), file.read_bytes()
-            if hashlib.sha256(content).hexdigest() != about["sha256"]:
-                raise ValueError(f"its SHA-256 is not the one in {file.with_suffix('.json').name}")
-            net = Net(**about["network"])
-            net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
+    if file.suffix == ".pt":
+        checkpoint = Checkpoint.load(file)
+        net, own = checkpoint.net(), WEIGHTS / f"{checkpoint.settings.recipe.name}.json"
+        net.temperature = read_json(own if own.exists() else WEIGHTS / "default.json")["temperature"]
+        return net
+    names = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.pth")))
+    hint = f"expected {names}, a run's folder or best.pt, or a NAME.pth beside its NAME.json"
+    with reading(file, hint, CheckpointError):
+        about, content = read_json(file.with_suffix(".json")), file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != about["sha256"]:
+            raise ValueError(f"its SHA-256 is not the one in {file.with_suffix('.json').name}")
+        net = Net(**about["network"])
+        net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
         net.temperature = about["temperature"]
-    except Exception as error:  # JSON, torch and Net have a dozen types for what is wrong
-        names = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.pth")))
-        expected = f"expected {names}, a run's folder or best.pt, or a NAME.pth beside its NAME.json"
-        raise CheckpointError(f"{file} cannot be loaded ({reason(error)}); {expected}") from error
     return net.eval()
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -126,8 +126,7 @@ def signals_as_interrupts():
         raise KeyboardInterrupt(number)
 
     names = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")  # the last two are those of batch systems, such as Slurm
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    numbers = [s for s in signal.Signals if s.name in names and signal.getsignal(s) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():  # which alone may install handlers
         numbers = []
     for number in numbers:
@@ -146,11 +145,6 @@ def command(function):
     """
     name = Path(function.__code__.co_filename).name
 
-    def end(message, code):
-        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
-            print(f"{name}: {message}", file=sys.stderr)
-        return code
-
     @functools.wraps(function)
     def main(argv=None, **options):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # missing, a notebook's, or closed
@@ -161,15 +155,18 @@ def command(function):
                 print(end="", flush=True)  # here, as a reader that has gone is noticed only then
                 return code
         except ExperimentError as error:
-            return end(f"error: {error}", error.exit_code)
+            message, code = f"error: {error}", error.exit_code
         except KeyboardInterrupt as interrupt:
-            return end("interrupted", 128 + (interrupt.args or [signal.SIGINT])[0])
+            message, code = "interrupted", 128 + (interrupt.args or [signal.SIGINT])[0]
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ENOSPC):
                 raise
             sys.stdout = None  # so that nothing is left to flush at exit
             if error.errno == errno.EPIPE:  # the reader of the output has gone
                 return 141  # as a shell reports SIGPIPE
-            return end(f"error: the output cannot be written: {error.strerror}", 2)
+            message, code = f"error: the output cannot be written: {error.strerror}", 2
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
+            print(f"{name}: {message}", file=sys.stderr)
+        return code
 
     return main

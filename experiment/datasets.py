@@ -4,14 +4,14 @@ import gzip
 import hashlib
 import math
 import os
-import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from data import Dataset, Split
-from experiment.errors import DataError, reason
+from experiment.errors import DataError, reading
 from model import SIDE
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -26,13 +26,12 @@ def load_data(settings, for_training=True):
     Where there are no test images, those that are held out take their place.
     """
     dataset = load_digits_28x28() if settings.dataset == "digits" else load_mnist(settings.data_dir)
-    without_test = dataset.test is None
-    if without_test and settings.holdout is None:
-        total = len(dataset.train.labels)
-        raise DataError(f"{dataset.name} has no labelled test images; hold some out: --holdout {max(10, total // 5)}")
-    if settings.holdout is not None and (for_training or without_test):
+    if dataset.test is None and settings.holdout is None:
+        count = max(10, len(dataset.train.labels) // 5)
+        raise DataError(f"{dataset.name} has no labelled test images; hold some out: --holdout {count}")
+    if settings.holdout is not None and (for_training or dataset.test is None):
         dataset = hold_out(dataset, settings.holdout, settings.seed)
-    if without_test:
+    if dataset.test is None:
         dataset = dataset._replace(test=dataset.holdout, holdout=None)
     count, batch_size = len(dataset.train.labels), settings.recipe.batch_size
     if for_training and batch_size > count:
@@ -42,34 +41,13 @@ def load_data(settings, for_training=True):
 
 def load_mnist(data_dir=None):
     """MNIST, or data like it, from `data_dir`; if that is None, from DEFAULT_FOLDERS or else downloaded to ./data."""
-    if data_dir is not None:
-        return load_folder(Path(data_dir))
-    paths = next((paths for paths in map(find_idx, map(Path, DEFAULT_FOLDERS)) if len(paths) == len(FILES)), None)
-    if paths is None:
-        from experiment.sources import download  # needs torchvision, which takes a second to import
-
-        paths = download(FILES, Path("data"))
-    return read_idx_files(paths)
-
-
-def load_folder(place):
-    """The Dataset in the folder `place`: FILES, mnist.npz, train.csv or pictures by class; or in one of these files."""
-    paths = find_idx(place)
-    if len(paths) == len(FILES):
-        return read_idx_files(paths)
+    folders = DEFAULT_FOLDERS if data_dir is None else (data_dir,)
+    for paths in map(find_idx, map(Path, folders)):
+        if len(paths) == len(FILES):
+            return read_idx_files(paths)
     from experiment import sources
 
-    for name, read in (("mnist.npz", sources.read_npz), ("train.csv", sources.read_csv)):
-        file = place if place.suffix == Path(name).suffix else place / name
-        if os.path.isfile(file):
-            return make_dataset(f"{file.resolve().parent.name}/{file.name}", *read(file))
-    if any(os.path.isdir(place / part / digit) for part in (".", "train") for digit in "0123456789"):
-        return make_dataset(f"{place.resolve().name} (pictures)", *sources.read_pictures(place))
-    lacking = ", ".join(name for name in FILES if name not in paths)
-    found = "is not a directory" if os.path.exists(place) else "does not exist"
-    found = f"lacks {lacking}" if os.path.isdir(place) else found
-    others = "mnist.npz, train.csv, or pictures in train/0 to train/9"
-    raise DataError(f"--data-dir {place} {found}; expected these, there, in raw or MNIST/raw, also as .gz; or {others}")
+    return sources.load_folder(Path(data_dir)) if data_dir else read_idx_files(sources.download(FILES, Path("data")))
 
 
 def load_digits_28x28():
@@ -81,9 +59,10 @@ def load_digits_28x28():
     images = torch.from_numpy(digits.images).float().mul(255 / 16).unsqueeze(1)  # (1797, 1, 8, 8), 0..255
     images = F.interpolate(images, size=(20, 20), mode="bilinear")  # MNIST's digits fill a 20x20 box
     images = F.pad(images, (4, 4, 4, 4)).round().byte().squeeze(1).numpy()  # (1797, 28, 28)
-    split = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
-    train_images, test_images, train_labels, test_labels = (torch.from_numpy(array) for array in split)
-    return make_dataset("digits", train_images, train_labels.byte(), test_images, test_labels.byte())
+    arrays = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
+    train_images, test_images, train_labels, test_labels = arrays
+    splits = make_split("digits", train_images, train_labels), make_split("digits", test_images, test_labels)
+    return make_dataset("digits", *splits)
 
 
 def hold_out(dataset, count, seed):
@@ -101,19 +80,27 @@ def hold_out(dataset, count, seed):
     return dataset._replace(train=Split(images[rest], labels[rest]), holdout=Split(images[held], labels[held]))
 
 
-def make_dataset(name, *tensors):
-    """A Dataset of training images and labels and test images and labels: uint8, (N, 28, 28) and (N,), or without test.
-
-    Its name is "mnist" if that is what it is.
-    """
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy())
-    if tensors[0].max() <= 1:
+def make_dataset(name, train, test=None):
+    """The Dataset of two Splits, or of one; its name is "mnist" if that is what it is."""
+    if train.images.max() <= 1:
         raise DataError(f"{name}: no pixel exceeds 1; expected whole numbers up to 255: multiply by 255")
-    name = "mnist" if digest.hexdigest() == MNIST_SHA256 else name
-    splits = [Split(images.unsqueeze(1), labels.long()) for images, labels in zip(tensors[::2], tensors[1::2])]
-    return Dataset(name, digest.hexdigest(), *splits, *[None] * (2 - len(splits)))
+    digest = hashlib.sha256()
+    for images, labels in filter(None, (train, test)):
+        digest.update(images.contiguous().numpy())
+        digest.update(labels.byte().numpy())
+    return Dataset("mnist" if digest.hexdigest() == MNIST_SHA256 else name, digest.hexdigest(), train, test)
+
+
+def make_split(path, images, labels):
+    """The Split of the arrays (N, 28, 28) and (N,), read from `path`; DataError if they are no images of digits."""
+    found = f"found images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
+    if not (images.size and images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]):
+        raise DataError(f"{path}: {found}, expected (N, 28, 28) and (N,); replace the data")
+    for values, highest in ((images, 255), (labels, 9)):
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:
+            raise DataError(f"{path}: {found}, expected whole numbers from 0 to {highest}; replace the data")
+    images, labels = images.astype(np.uint8, copy=False), labels.astype(np.int64)
+    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
 
 
 def find_idx(folder):
@@ -131,53 +118,28 @@ def find_idx(folder):
 
 def read_idx_files(paths):
     """The Dataset of the four files at `paths`, a dict in the order of FILES."""
-    tensors, paths = [], list(paths.values())
+    paths, splits = list(paths.values()), []
     for images_path, labels_path in (paths[:2], paths[2:]):
         images, labels = read_idx(images_path, (SIDE, SIDE)), read_idx(labels_path, ())
-        if len(images) != len(labels):
-            counts = f"{labels_path} holds {len(labels)} labels, but {images_path} holds {len(images)} images"
-            raise DataError(f"{counts}; the counts must match: replace the wrong file")
-        if labels.max() > 9:
-            index = int(labels.argmax())
-            raise DataError(f"{labels_path}: label {index} is {labels[index]}, expected 0 to 9: replace the file")
-        tensors += [images.transpose(1, 2) if images_path.name.startswith("emnist") else images, labels]
+        is_emnist = images_path.name.startswith("emnist")
+        splits.append(make_split(labels_path, images.swapaxes(1, 2) if is_emnist else images, labels))
     folder = paths[0].resolve().parent
     while folder.name in ("raw", "MNIST"):  # FashionMNIST is the name of FashionMNIST/raw/train-…
         folder = folder.parent
-    return make_dataset(f"{folder.name} (MNIST format)", *tensors)
+    return make_dataset(f"{folder.name} (MNIST format)", *splits)
 
 
 def read_idx(path, item_shape):
-    """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 tensor (count, *item_shape).
-
-    The header is checked against the data that follows, so that a damaged one cannot claim memory.
-    """
-
-    def wrong(found, expected):
-        return DataError(f"{path}: found {found}, expected {expected}: replace the file")
-
-    dimensions = 1 + len(item_shape)
-    magic = bytes((0, 0, 8, dimensions))  # 8: unsigned byte
-    try:
-        with open(path, "rb") as packed:
-            is_gzip = packed.read(2) == b"\x1f\x8b"  # whatever its suffix
-        with (gzip.open if is_gzip else open)(path, "rb") as file:
-            header = file.read(4 + 4 * dimensions)
-            if header[:4] != magic:
-                raise wrong(f"magic number 0x{header[:4].hex()}", f"0x{magic.hex()}")
-            if len(header) < 4 + 4 * dimensions:
-                raise wrong(f"a header of {len(header)} bytes", f"{4 + 4 * dimensions}")
-            count, *shape = (int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
-            if tuple(shape) != item_shape:
-                raise wrong("images of " + "x".join(map(str, shape)), "x".join(map(str, item_shape)))
-            if count == 0:
-                raise wrong("no items", "at least one")
-            size, content = count * math.prod(item_shape), bytearray()
-            while chunk := file.read(min(1 << 20, size + 1 - len(content))):
-                content += chunk
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {reason(error)}; replace the file or its permissions") from error
-    if len(content) != size:
-        found = f"more than {size}" if len(content) > size else f"only {len(content)}"
-        raise wrong(f"{found} bytes of data", f"{size} ({count} items, as its header says)")
-    return torch.frombuffer(content, dtype=torch.uint8).view(count, *item_shape)
+    """Read an IDX file of unsigned bytes (yann.lecun.com/exdb/mnist): uint8 array (count, *item_shape)."""
+    with reading(path, "replace the file or its permissions", DataError):
+        content = np.fromfile(path, np.uint8)
+        if bytes(content[:2]) == b"\x1f\x8b":  # gzip, whatever its suffix
+            content = np.frombuffer(bytearray(gzip.decompress(content)), np.uint8)
+    start = 8 + 4 * len(item_shape)  # of the data
+    header = [int.from_bytes(content[i : i + 4], "big") for i in range(0, start, 4)]
+    expected = [0x0801 + len(item_shape), max(1, header[1]), *item_shape]  # 08: unsigned byte; 01: dimensions
+    size = start + math.prod(expected[1:])
+    if header != expected or len(content) != size:
+        found = f"found {len(content)} bytes that begin with the numbers {header}"
+        raise DataError(f"{path}: {found}, expected {size} bytes and {expected}; replace the file")
+    return content[start:].reshape(expected[1:])

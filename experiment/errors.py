@@ -1,9 +1,20 @@
 """The errors that end a command with one line on stderr; each message says what is wrong and what to do."""
 
+import contextlib
+
 
 def reason(error):
     """The message of an exception, on one line."""
     return getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def reading(path, hint, kind):
+    """Turn any error, of which libraries have a dozen types, into a `kind`: `path` cannot be read, why, the `hint`."""
+    try:
+        yield
+    except Exception as error:
+        raise kind(f"{path} cannot be read ({reason(error)}); {hint}") from error
 
 
 class ExperimentError(Exception):
@@ -36,7 +47,3 @@ class CheckpointError(FileError):
 
 class DivergedError(ExperimentError):
     """A loss is no longer finite."""
-
-
-class OutOfMemory(ExperimentError):
-    """The memory of the machine or of the GPU is full."""

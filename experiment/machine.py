@@ -10,7 +10,7 @@ import joblib
 import psutil
 import torch
 
-from experiment.errors import OutOfMemory, SettingError
+from experiment.errors import ExperimentError, SettingError
 
 TORCH_THREADS = torch.get_num_threads()  # before any run sets their number
 
@@ -82,14 +82,14 @@ def synchronized_time(device):
 
 @contextlib.contextmanager
 def memory_errors():
-    """Turn all errors that mean full memory into OutOfMemory; torch has a type for it on CUDA only, else a message."""
+    """Turn all errors that mean full memory into one; torch has a type for them on CUDA only, else a message."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = "out of memory" in str(error) or "DefaultCPUAllocator" in str(error)
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not text:
             raise
-        raise OutOfMemory("out of memory; try a smaller --batch-size or smaller --widths") from error
+        raise ExperimentError("out of memory; try a smaller --batch-size or smaller --widths") from error
 
 
 def peak_memory_mb():

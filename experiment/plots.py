@@ -4,7 +4,6 @@ Each function draws into an empty Figure, from the content of metrics.json, the 
 test images.
 """
 
-import contextlib
 import io
 import math
 
@@ -20,24 +19,15 @@ SMALLEST = 0.01  # error in percent that is drawn as none, which has no logarith
 
 
 def drawn(draw, *values):
-    """The bytes of the PNG that draw(figure, *values) draws; needs no display."""
+    """The bytes of the PNG that draw(figure, *values) draws; needs no display, nor anyone's settings of matplotlib."""
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    with own_style():
+    with style.context({}, after_reset=True):
         figure, picture = Figure(), io.BytesIO()
         draw(figure, *values)
         figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()
-
-
-@contextlib.contextmanager
-def own_style():
-    """matplotlib's own settings, whatever a matplotlibrc or a style in a notebook says."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
 
 
 def write_title(figure, metrics, text):

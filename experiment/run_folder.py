@@ -38,16 +38,12 @@ class RunFolder:
         self.path, self.checkpoint, self.ended = resume and Path(resume), None, False
         if resume is None:
             return
-        if not os.path.exists(self.path / "last.pt"):
-            what = "a run that ended before its first checkpoint must be restarted"
-            raise CheckpointError(f"--resume {resume}: no last.pt found; expected the folder of a run; {what}")
         self.checkpoint = Checkpoint.load(self.path / "last.pt")
         if (expected := self.checkpoint.processes) != processes:
             found = f"found {processes}, expected {expected} as in the run"
             raise SettingError(f"processes: {found}; resume it with {how_to_resume(resume, expected)}")
         with contextlib.suppress(OSError):
-            last = (self.path / "log.txt").read_bytes().splitlines()[-1:]
-            self.ended = last != [] and last[0].startswith(LAST_LINE.encode())
+            self.ended = f"\n{LAST_LINE}".encode() in (self.path / "log.txt").read_bytes()
 
     def share(self, settings, dataset, loader, net):
         """The loader and the model of this process: both as they are, unless parallel.ParallelRun takes this place."""
@@ -97,14 +93,11 @@ class RunFolder:
         """Log why a run ends early, and how to resume it."""
         try:
             yield
-        except DivergedError as error:
-            self.log(f"Stopped: {error}; epochs finished: {len(self.history.epochs)}")
-            raise
         except (ExperimentError, KeyboardInterrupt) as error:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
-            how = f"remove {self.path} and start again"
-            if (self.path / "last.pt").exists():
-                how = f"to resume: {how_to_resume(self.path, self.processes)}"
+            how = f"to resume: {how_to_resume(self.path, self.processes)}"
+            if isinstance(error, DivergedError):  # which would only happen again
+                how = f"epochs finished: {len(self.history.epochs)}"
             with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
                 self.log(f"{what}; {how}")
             raise

@@ -1,4 +1,4 @@
-"""Data from elsewhere: MNIST by download, Keras's mnist.npz, Kaggle's train.csv, pictures in folders by class."""
+"""Data in other formats: Keras's mnist.npz, Kaggle's train.csv, pictures in folders by class; MNIST by download."""
 
 import http.client
 import os
@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from experiment.errors import DataError, DownloadError, FileError, reason
+from experiment.datasets import FILES, find_idx, make_dataset, make_split
+from experiment.errors import DataError, DownloadError, reading
 from experiment.files import replace_file, writing
 from model import SIDE
 
@@ -38,58 +38,52 @@ def download(names, folder):
     return {name: raw / name for name in names}
 
 
+def load_folder(place):
+    """The Dataset in the folder `place`: mnist.npz, train.csv or pictures by class; or in one of these files."""
+    for name, read in (("mnist.npz", read_npz), ("train.csv", read_csv)):
+        file = place if place.suffix == Path(name).suffix else place / name
+        if os.path.isfile(file):
+            return make_dataset(f"{file.resolve().parent.name}/{file.name}", *read(file))
+    if any(os.path.isdir(place / part / digit) for part in (".", "train") for digit in "0123456789"):
+        return make_dataset(f"{place.resolve().name} (pictures)", *read_pictures(place))
+    if os.path.isdir(place):
+        found = f"lacks {', '.join(name for name in FILES if name not in find_idx(place))}"
+    else:
+        found = "is not a directory" if os.path.exists(place) else "does not exist"
+    others = "mnist.npz, train.csv, or pictures in train/0 to train/9"
+    raise DataError(f"--data-dir {place} {found}; expected these, there, in raw or MNIST/raw, also as .gz; or {others}")
+
+
 def read_npz(path):
-    """Keras's mnist.npz at `path`: x_train, y_train, x_test and y_test."""
-    try:
-        with np.load(path) as arrays:
-            images, labels, *test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    except Exception as error:  # NumPy has several types for what is wrong
-        raise DataError(
-            f"{path} cannot be read ({reason(error)}); expected x_train, y_train, x_test, y_test"
-        ) from error
-    return [tensor for pair in ((images, labels), test) for tensor in checked(path, *pair)]
+    """The two Splits of Keras's mnist.npz at `path`."""
+    with reading(path, "expected x_train, y_train, x_test, y_test", DataError), np.load(path) as arrays:
+        pairs = [(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")]
+    return [make_split(path, *pair) for pair in pairs]
 
 
 def read_csv(path, labelled=True):
-    """Kaggle's train.csv at `path`: a header, then rows of a label and 784 pixels; test.csv, without labels."""
-    try:
-        with open(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("error")  # "no data"
-            has_header = not file.readline()[:1].isdigit()
-            rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(has_header), ndmin=2)
+    """[Split] of Kaggle's train.csv at `path`: a header, then rows of a label and 784 pixels; of test.csv, labels 0."""
+    expected = f"expected a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
+    with reading(path, expected, DataError), open(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error")  # "no data"
+        has_header = not file.readline()[:1].isdigit()
+        rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(has_header), ndmin=2)
         images = rows[:, int(labelled) :].reshape(-1, SIDE, SIDE)
-    except (OSError, ValueError, UserWarning) as error:
-        expected = f"a header, then rows of {'a label and ' * labelled}784 pixels from 0 to 255"
-        raise DataError(f"{path} cannot be read ({reason(error)}); expected {expected}") from error
-    return checked(path, images, rows[:, 0] if labelled else np.zeros(len(rows), np.uint8))
+    return [make_split(path, images, rows[:, 0] if labelled else np.zeros(len(rows), np.uint8))]
 
 
 def read_pictures(folder):
-    """Pictures by class in `folder`, as torchvision's ImageFolder has them: train/0 to train/9 and test, or 0 to 9."""
+    """The Splits of the pictures by class in `folder`, in train/0 to train/9 and test/0 to test/9, or in 0 to 9."""
     from torchvision.datasets import ImageFolder
 
     from photo import prepare_or_keep
 
     parts = ["train" if os.path.isdir(folder / "train") else ".", *["test"] * os.path.isdir(folder / "test")]
-    tensors = []
+    splits = []
     for part in parts:
-        try:
+        with reading(folder / part, "expected folders 0 to 9 with pictures of one digit", DataError):
             pictures = ImageFolder(folder / part, loader=prepare_or_keep)
-            digits = torch.tensor([int(name) for name in pictures.classes])
+            digits = np.array([int(name) for name in pictures.classes])
             images, labels = zip(*pictures)
-        except (OSError, ValueError, FileError) as error:
-            expected = "expected folders 0 to 9 with pictures of one digit"
-            raise DataError(f"{folder / part}: {reason(error)}; {expected}") from error
-        tensors += checked(folder / part, np.stack(images), digits[list(labels)].numpy())
-    return tensors
-
-
-def checked(path, images, labels):
-    """The arrays as tensors, uint8 (N, 28, 28) and (N,); DataError if they are not images and labels of digits."""
-    found = f"images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}"
-    if not (images.size and images.shape[1:] == (SIDE, SIDE) and labels.shape == images.shape[:1]):
-        raise DataError(f"{path}: found {found}, expected (N, 28, 28) and (N,)")
-    for values, highest in ((images, 255), (labels, 9)):
-        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > highest:
-            raise DataError(f"{path}: found {found}, expected whole numbers from 0 to {highest}")
-    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.uint8))
+        splits.append(make_split(folder / part, np.stack(images), digits[list(labels)]))
+    return splits

@@ -38,9 +38,8 @@ def to_onnx(net):
     """The Net in evaluation mode as the bytes of an ONNX file for batches of any size."""
     images = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.uint8)
     try:
-        program = torch.onnx.export(
-            net, (images,), input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "N"},), verbose=False
-        )
+        names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "N"},)}
+        program = torch.onnx.export(net, (images,), verbose=False, **names)
     except ImportError as error:
         raise SettingError(f"{error.name} is missing; pip install -r requirements-optional.txt") from error
     model = program.model_proto  # a new one each time

@@ -1,6 +1,5 @@
 """Runs of train.py, or of another script that trains, each in a process of its own."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -22,10 +21,10 @@ def run_process(argv):
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     options |= {"encoding": "utf-8", "errors": "replace", "env": environment}
-    with contextlib.ExitStack() as stack:
-        with writing("the temporary folder", "set TMPDIR to one that can be written"):
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-        out, start = Path(folder, "run"), time.perf_counter()
+    with writing("the temporary folder", "set TMPDIR to one that can be written"):
+        folder = tempfile.TemporaryDirectory()
+    with folder:
+        out, start = Path(folder.name, "run"), time.perf_counter()
         with subprocess.Popen([sys.executable, "-P", *map(str, argv), "--out", str(out)], **options) as process:
             try:
                 errors = process.communicate()[1].strip()

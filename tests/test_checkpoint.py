@@ -45,7 +45,7 @@ def test_content_that_does_not_fit_is_refused(whole_run, tmp_path):
         (lambda content: content["model"].update(mean=torch.zeros(()).double()), "weights"),
         (lambda content: content["hardness"][:1].fill_(math.inf), "hardness"),
         (lambda content: content["settings"]["recipe"].update(lr=-1.0), "--lr: found -1.0"),
-        (lambda content: content.update(history=RunsCode(trap)), "cannot be loaded"),
+        (lambda content: content.update(history=RunsCode(trap)), "cannot be read"),
     ):
         content = torch.load(whole_run / "last.pt", weights_only=True)
         change(content)
@@ -149,7 +149,7 @@ def test_damaged_weights_are_one_line(saved, suffix, damage, expected):
     file.write_bytes(damage(content)) if damage else file.unlink()
     with pytest.raises(CheckpointError, match=expected) as raised:
         load_net(saved)
-    assert str(raised.value).startswith(f"{saved} cannot be loaded") and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"{saved} cannot be read") and "\n" not in str(raised.value)
 
 
 def test_an_onnx_file_is_whole_takes_any_batch_names_no_path_and_answers_as_its_network(whole_run, tmp_path, capsys):
