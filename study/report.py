@@ -28,7 +28,8 @@ from study.results import interval, read_results, summarise, summarise_all
 from study.runs import ROOT
 
 RESULTS = ROOT / "results"
-FRONTIER = [RESULTS / name for name in ("frontier.jsonl", "default.json", "tiny.json", "best.json")]
+EARLIER = ("archive/tiny-2524.json", "archive/tiny-wider.json")  # twenty full epochs
+FRONTIER = [RESULTS / name for name in ("frontier.jsonl", "default.json", "tiny.json", "best.json", *EARLIER)]
 SESSION = RESULTS / "side-by-side.json"  # all recipes in one session: its times compare
 DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", ROOT / "weights" / "README.md")
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
@@ -62,11 +63,8 @@ def cells(result, timed=None):
 
 def session_of(result):
     """The result of the same recipe and settings in the SESSION, if it has runs; settings may have been added since."""
-    for other in read_results(SESSION):
-        same = all(other["config"].get(name) == value for name, value in result["config"].items())
-        if other["recipe"] == result["recipe"] and same and other["runs"]:
-            return other
-    return None
+    there = (other for other in read_results(SESSION) if other["recipe"] == result["recipe"] and other["runs"])
+    return next((other for other in there if result["config"].items() <= other["config"].items()), None)
 
 
 def markdown(columns, rows):
@@ -171,8 +169,8 @@ def frontier(files):
                 name = f"{row['recipe']} {row['set']}"
                 points.setdefault(name, (row["parameters"], []))[1].append(row["accuracy"])
         else:
-            for result in read_results(file):
-                points[result["recipe"]] = result["params"], [run["final_test_accuracy"] for run in result["runs"]]
+            [result] = read_results(file)
+            points[file.stem] = result["params"], [run["final_test_accuracy"] for run in result["runs"]]
     return dict(sorted(points.items(), key=lambda point: point[1][0]))
 
 
@@ -182,7 +180,7 @@ def frontier_table(files):
     for name, (parameters, found) in frontier(files).items():
         accuracy = f"{statistics.fmean(found):.3f} ± {statistics.stdev(found):.3f}% ({len(found)})"
         rows.append((f"{parameters:,}", f"`{name}`", accuracy, "{:.3f} to {:.3f}".format(*interval(found))))
-    return markdown(("parameters", "recipe and flags", "mean ± std (n)", "95% CI of the mean"), rows)
+    return markdown(("parameters", "recipe and flags, or file", "mean ± std (n)", "95% CI of the mean"), rows)
 
 
 def layers(files):

@@ -112,8 +112,8 @@ def test_the_frontier_has_a_mean_for_each_net_and_what_others_publish(tmp_path):
     rows = [("tiny", "--epochs 2", 500, 99.0), ("tiny", "", 1000, 99.5), ("tiny", "--epochs 2", 500, 99.2)]
     rows = [dict(zip(("recipe", "set", "parameters", "accuracy"), row)) for row in (*rows, rows[1])]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "b.json").write_text(json.dumps([{**result("default", 99.5, 99.6), "params": 2000}]))
-    files = [tmp_path / "b.json", tmp_path / "a.jsonl"]
+    (tmp_path / "default.json").write_text(json.dumps([{**result("default", 99.5, 99.6), "params": 2000}]))
+    files = [tmp_path / "default.json", tmp_path / "a.jsonl"]
     half = 12.706 * 0.1  # Student's t for one degree of freedom, times the standard error
     row = f"| 500 | `tiny --epochs 2` | 99.100 ± 0.141% (2) | {99.1 - half:.3f} to {99.1 + half:.3f} |"
     assert row in KINDS["frontier"](files).splitlines()[2]
