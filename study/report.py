@@ -169,7 +169,7 @@ def frontier(files):
                 name = f"{row['recipe']} {row['set']}"
                 points.setdefault(name, (row["parameters"], []))[1].append(row["accuracy"])
         else:
-            [result] = read_results(file)
+            [result] = json.loads(read(file))
             points[file.stem] = result["params"], [run["final_test_accuracy"] for run in result["runs"]]
     return dict(sorted(points.items(), key=lambda point: point[1][0]))
 
