@@ -111,7 +111,11 @@ def run_benchmark(args, train=train_once):
         missing = [(r, s) for s in seeds for r in requested if s not in {run["seed"] for run in r["runs"]}]
         finished = side_by_side(partial(train, data_dir=args.data_dir), missing, args.jobs)
         bar = tqdm(finished, total=len(missing), unit="run", disable=not on_terminal())
-        for (result, _), (metrics, process_seconds) in bar:
+        for (result, seed), (metrics, process_seconds) in bar:
+            if metrics["sha256"] != result["sha256"]:
+                raise FileError(f"{result['recipe']}, seed {seed}: the data have changed; restore them or name a new --out")
+                    f"{result['recipe']}, seed {seed}: the data have changed; restore them, or name a new --out"
+                )
             add_run(result, metrics, process_seconds, args.jobs)
             write_json(out, results)
     except KeyboardInterrupt:

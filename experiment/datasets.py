@@ -47,7 +47,7 @@ def load_mnist(data_dir=None):
             return read_idx_files(paths)
     from experiment import sources
 
-    return sources.load_folder(Path(data_dir)) if data_dir else read_idx_files(sources.download(FILES, Path("data")))
+    return sources.load_folder(Path(data_dir)) if data_dir else read_idx_files(sources.download(Path("data")))
 
 
 def load_digits_28x28():

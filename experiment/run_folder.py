@@ -95,9 +95,11 @@ class RunFolder:
             yield
         except (ExperimentError, KeyboardInterrupt) as error:
             what = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error}"
-            how = f"to resume: {how_to_resume(self.path, self.processes)}"
+            how = f"remove {self.path} and start again"
             if isinstance(error, DivergedError):  # which would only happen again
                 how = f"epochs finished: {len(self.history.epochs)}"
+            elif (self.path / "last.pt").exists():
+                how = f"to resume: {how_to_resume(self.path, self.processes)}"
             with contextlib.suppress(FileError):  # the disk may be full; the line is printed all the same
                 self.log(f"{what}; {how}")
             raise

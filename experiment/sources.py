@@ -15,8 +15,8 @@ from experiment.files import replace_file, writing
 from model import SIDE
 
 
-def download(names, folder):
-    """Download MNIST to MNIST/raw in `folder` by torchvision, all files `names` or none; returns {name: path}."""
+def download(folder):
+    """Download MNIST to MNIST/raw in `folder` by torchvision, all FILES or none; returns {name: path}."""
     from torchvision.datasets import MNIST
 
     raw, timeout = folder / "MNIST" / "raw", socket.getdefaulttimeout()
@@ -27,15 +27,15 @@ def download(names, folder):
             MNIST(own, download=True)  # compares checksums
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             why = " ".join(str(error).split())
-            what = f"put {', '.join(names)} into {raw}, or run offline with --dataset digits"
+            what = f"put {', '.join(FILES)} into {raw}, or run offline with --dataset digits"
             raise DownloadError(f"MNIST was not found and could not be downloaded ({why}); {what}") from error
         finally:
             socket.setdefaulttimeout(timeout)
         with writing(raw, "name a folder with MNIST by --data-dir"):
             raw.mkdir(parents=True, exist_ok=True)
-            for name in names:
+            for name in FILES:
                 replace_file(raw / name, Path(own, "MNIST", "raw", name).read_bytes())
-    return {name: raw / name for name in names}
+    return {name: raw / name for name in FILES}
 
 
 def load_folder(place):

@@ -56,6 +56,15 @@ def test_an_interrupted_benchmark_continues(run, capsys):
     assert len({len(line) for line in table}) == 1 and len(table[0]) <= 80
 
 
+def test_data_that_change_meanwhile_are_noticed(run, capsys):
+    def train(result, seed, data_dir):
+        return metrics({**result, "sha256": "other"} if seed else result, seed)
+
+    assert run("fast", "--runs", 2, train=train) == 2
+    assert "fast, seed 1: the data have changed" in capsys.readouterr().err
+    assert [found["seed"] for found in json.loads(run.out.read_text())[0]["runs"]] == [0]
+
+
 def test_runs_that_are_not_alike_or_a_file_in_use_are_refused_before_training(run, mnist_dir, capsys):
     held = lock(run.out)
     assert run("net-9720", "--runs", 1, train=pytest.fail) == 2

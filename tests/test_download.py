@@ -58,7 +58,7 @@ def get(tmp_path, monkeypatch):
 
     def get(*mirrors):
         monkeypatch.setattr(MNIST, "mirrors", mirrors)
-        return sources.download(FILES, tmp_path / "data")
+        return sources.download(tmp_path / "data")
 
     return get
 

@@ -84,6 +84,13 @@ def test_the_log_tells_of_idle_cpus_of_full_memory_and_how_to_resume(tmp_path, m
     assert "\nThreads: 1 of 2, as many as were idle, or as --threads says; " in log  # only then, as test_train.py says
 
 
+def test_a_run_without_a_first_checkpoint_is_to_be_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.Checkpoint, "save", Mock(side_effect=FileError("full")))
+    assert run(*RUN, "--out", tmp_path / "run") == 2
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log == f"Stopped: full; remove {tmp_path / 'run'} and start again\n"
+
+
 def test_early_stop_and_holdout_resume_to_the_same_bits(tmp_path, monkeypatch, capsys):
     """Interrupted after every epoch; the target is met before the last of eight; the first shows some images twice."""
     monkeypatch.setattr(train.TrainLoader, "FEWEST", 3000)
