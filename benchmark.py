@@ -113,9 +113,8 @@ def run_benchmark(args, train=train_once):
         bar = tqdm(finished, total=len(missing), unit="run", disable=not on_terminal())
         for (result, seed), (metrics, process_seconds) in bar:
             if metrics["sha256"] != result["sha256"]:
-                raise FileError(f"{result['recipe']}, seed {seed}: the data have changed; restore them or name a new --out")
-                    f"{result['recipe']}, seed {seed}: the data have changed; restore them, or name a new --out"
-                )
+                what = "the data have changed; restore them, or use another file"
+                raise FileError(f"{result['recipe']}, seed {seed}: {what}")
             add_run(result, metrics, process_seconds, args.jobs)
             write_json(out, results)
     except KeyboardInterrupt:
