@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiment.checkpoint import WEIGHTS, load_net
 from experiment.cli import Parser, command, path
 from experiment.errors import FileError
 from experiment.files import replace_file
 from experiment.sources import read_csv
+from experiment.weights import WEIGHTS, load_net
 from model import SIDE
 from photo import ImageError, contact_sheet, prepare, read_rows
 

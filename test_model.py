@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import train
-from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
 from experiment.errors import DownloadError
 from experiment.settings import RECIPES
+from experiment.weights import load_net
 from model import Net, count_parameters, pooling
 
 ROOT = Path(__file__).parent

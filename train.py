@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from data import RandomAffine, TrainLoader
-from experiment.checkpoint import Checkpoint, find_net, load_net
+from experiment.checkpoint import Checkpoint
 from experiment.cli import command, earlier_settings, new_settings, parse_args
 from experiment.datasets import load_data
 from experiment.history import Score
@@ -141,6 +141,8 @@ def make_scheduler(optimizer, recipe, steps):
 
 def evaluate(source, given):
     """Print loss, accuracy and accuracy per class on the test set of the net that `source` names, as for load_net."""
+    from experiment.weights import find_net, load_net  # needed here alone
+
     file, settings, about = find_net(source), Settings(), "trained weights"
     if file.suffix == ".pt":
         checkpoint = Checkpoint.load(file)

@@ -1,4 +1,4 @@
-"""The data sets as tensors: files in MNIST's format, scikit-learn's digits; images held out."""
+"""MNIST, or data like it, as tensors, with images held out; sources.py reads other formats."""
 
 import gzip
 import hashlib
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data import Dataset, Split
 from experiment.errors import DataError, reading
@@ -25,7 +24,12 @@ def load_data(settings, for_training=True):
 
     Where there are no test images, those that are held out take their place.
     """
-    dataset = load_digits_28x28() if settings.dataset == "digits" else load_mnist(settings.data_dir)
+    if settings.dataset == "digits":
+        from experiment.sources import load_digits_28x28  # needed here alone
+
+        dataset = load_digits_28x28()
+    else:
+        dataset = load_mnist(settings.data_dir)
     if dataset.test is None and settings.holdout is None:
         count = max(10, len(dataset.train.labels) // 5)
         raise DataError(f"{dataset.name} has no labelled test images; hold some out: --holdout {count}")
@@ -33,9 +37,6 @@ def load_data(settings, for_training=True):
         dataset = hold_out(dataset, settings.holdout, settings.seed)
     if dataset.test is None:
         dataset = dataset._replace(test=dataset.holdout, holdout=None)
-    count, batch_size = len(dataset.train.labels), settings.recipe.batch_size
-    if for_training and batch_size > count:
-        raise DataError(f"--batch-size {batch_size}: expected at most {count}, the number of training images")
     return dataset
 
 
@@ -48,21 +49,6 @@ def load_mnist(data_dir=None):
     from experiment import sources
 
     return sources.load_folder(Path(data_dir)) if data_dir else read_idx_files(sources.download(Path("data")))
-
-
-def load_digits_28x28():
-    """scikit-learn's 1,797 real 8x8 digits, enlarged to 28x28; a fixed stratified fifth is the test set."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).float().mul(255 / 16).unsqueeze(1)  # (1797, 1, 8, 8), 0..255
-    images = F.interpolate(images, size=(20, 20), mode="bilinear")  # MNIST's digits fill a 20x20 box
-    images = F.pad(images, (4, 4, 4, 4)).round().byte().squeeze(1).numpy()  # (1797, 28, 28)
-    arrays = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
-    train_images, test_images, train_labels, test_labels = arrays
-    splits = make_split("digits", train_images, train_labels), make_split("digits", test_images, test_labels)
-    return make_dataset("digits", *splits)
 
 
 def hold_out(dataset, count, seed):

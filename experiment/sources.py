@@ -1,4 +1,4 @@
-"""Data in other formats: Keras's mnist.npz, Kaggle's train.csv, pictures in folders by class; MNIST by download."""
+"""Other data: Keras's mnist.npz, Kaggle's train.csv, pictures by class, scikit-learn's digits; MNIST by download."""
 
 import http.client
 import os
@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from experiment.datasets import FILES, find_idx, make_dataset, make_split
 from experiment.errors import DataError, DownloadError, reading
@@ -87,3 +89,18 @@ def read_pictures(folder):
             images, labels = zip(*pictures)
         splits.append(make_split(folder / part, np.stack(images), digits[list(labels)]))
     return splits
+
+
+def load_digits_28x28():
+    """scikit-learn's 1,797 real 8x8 digits, enlarged to 28x28; a fixed stratified fifth is the test set."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().mul(255 / 16).unsqueeze(1)  # (1797, 1, 8, 8), 0..255
+    images = F.interpolate(images, size=(20, 20), mode="bilinear")  # MNIST's digits fill a 20x20 box
+    images = F.pad(images, (4, 4, 4, 4)).round().byte().squeeze(1).numpy()  # (1797, 28, 28)
+    arrays = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
+    train_images, test_images, train_labels, test_labels = arrays
+    splits = make_split("digits", train_images, train_labels), make_split("digits", test_images, test_labels)
+    return make_dataset("digits", *splits)

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from experiment.checkpoint import WEIGHTS, Checkpoint, find_net, load_net
+from experiment.checkpoint import Checkpoint
 from experiment.cli import Parser, command, path
 from experiment.datasets import load_data, load_mnist
 from experiment.errors import CheckpointError, SettingError
 from experiment.files import replace_file, write_json
+from experiment.weights import WEIGHTS, find_net, load_net
 from ink import SMALL
 from model import SIDE, count_parameters
 from predict import UNSURE

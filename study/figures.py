@@ -2,9 +2,9 @@
 
 import math
 
-from experiment.checkpoint import load_net
 from experiment.datasets import load_mnist
 from experiment.plots import BLUE, VERMILLION, WIDTH, draw_answers, log_scale, mistakes
+from experiment.weights import load_net
 from study.published import PUBLISHED
 from study.results import interval, summarise_all
 from train import predict

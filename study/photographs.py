@@ -20,9 +20,9 @@ from scipy import ndimage
 import ink
 import photo
 import predict
-from experiment.checkpoint import load_net
 from experiment.cli import command
 from experiment.datasets import load_mnist
+from experiment.weights import load_net
 from study.results import describe_machine
 
 PHOTOGRAPH = {  # pairs are the limits of a uniform distribution

@@ -14,10 +14,12 @@ import torch
 from conftest import DIGITS, ROOT, SMALL, RunsCode, assert_one_line, assert_refused, optional, read_metrics, run, same
 
 from data import TrainLoader
-from experiment.checkpoint import FORMAT, WEIGHTS, Checkpoint, load_net
-from experiment.datasets import load_data, load_digits_28x28
+from experiment.checkpoint import FORMAT, Checkpoint
+from experiment.datasets import load_data
 from experiment.errors import CheckpointError
 from experiment.settings import RECIPES, Recipe
+from experiment.sources import load_digits_28x28
+from experiment.weights import WEIGHTS, load_net
 from model import Net, count_parameters
 from study import export
 from study.export import save_net

@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, missing, optional
 from PIL import Image
 
-from experiment.checkpoint import WEIGHTS, load_net
+from experiment.weights import WEIGHTS, load_net
 from ink import SMALL, center_digit
 from predict import UNSURE
 from study import export

@@ -19,7 +19,8 @@ import train
 from data import TrainLoader
 from experiment import parallel
 from experiment.checkpoint import Checkpoint
-from experiment.datasets import load_digits_28x28, load_mnist
+from experiment.datasets import load_mnist
+from experiment.sources import load_digits_28x28
 from model import Net
 
 FLAGS = ["--dataset", "digits", *SMALL, "--no-plots", "--lr", 0.3]

@@ -9,7 +9,7 @@ from PIL import Image, features
 from scipy import ndimage
 
 import predict
-from experiment.checkpoint import load_net
+from experiment.weights import load_net
 from ink import center_digit, drop_lines, find_ink, find_papers, find_rows
 from photo import prepare, read_rows
 from study.photographs import FONTS, KINDS, beside, outcome, photograph, printed

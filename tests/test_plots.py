@@ -18,9 +18,9 @@ from PIL import Image
 
 from data import Dataset, RandomAffine, Split
 from experiment import plots
-from experiment.checkpoint import WEIGHTS
 from experiment.run_folder import FILES, PICTURES
 from experiment.settings import RECIPES
+from experiment.weights import WEIGHTS
 from study import figures
 from study.results import read_results
 

@@ -9,8 +9,8 @@ from conftest import assert_one_line
 from PIL import Image
 
 import predict
-from experiment.checkpoint import WEIGHTS, load_net
 from experiment.errors import CheckpointError
+from experiment.weights import WEIGHTS, load_net
 from photo import ImageError, prepare
 from study.photographs import printed
 
@@ -26,9 +26,7 @@ def seven(tmp_path):
     return tmp_path / "7.png"
 
 
-def test_each_picture_without_an_answer_is_one_line_and_the_others_are_answered(
-    seven, mnist_test, tmp_path, monkeypatch, capsys
-):
+def test_a_picture_without_answer_is_one_line_and_others_are_answered(seven, mnist_test, tmp_path, monkeypatch, capsys):
     bad = {
         "blank.png": (Image.new("RGB", (300, 200), "white"), "no digit found"),
         "pixel.png": (Image.new("L", (1, 1)), "no digit found"),
@@ -106,9 +104,8 @@ def test_json_and_a_new_picture_of_what_the_net_saw_and_unsure_answers(seven, tm
 def test_rows_of_digits_are_read_and_shown(mnist_test, tmp_path, monkeypatch, capsys):
     index = [0, 3, 5, 13, 16, 11, 2, 1, 17]
     images, labels = mnist_test.images[index, 0].numpy(), mnist_test.labels[index].tolist()
-    Image.fromarray(np.vstack([np.hstack(images[i : i + 3]) for i in (0, 3, 6)])).resize((504, 504)).save(
-        tmp_path / "9.png"
-    )
+    nine = Image.fromarray(np.vstack([np.hstack(images[i : i + 3]) for i in (0, 3, 6)]))
+    nine.resize((504, 504)).save(tmp_path / "9.png")
     texts = ["".join(map(str, labels[i : i + 3])) for i in (0, 3, 6)]
     assert main(tmp_path / "9.png", "--json", "--show", tmp_path / "seen.png") == 0
     [answer] = json.loads(capsys.readouterr().out)

@@ -17,9 +17,10 @@ import train
 from data import TrainLoader
 from experiment.checkpoint import Checkpoint
 from experiment.datasets import FILES as DATA_FILES
-from experiment.datasets import load_data, load_digits_28x28
+from experiment.datasets import load_data
 from experiment.run_folder import FILES, RunFolder
 from experiment.settings import DEFAULT, Settings
+from experiment.sources import load_digits_28x28
 from model import Net
 
 ARGS = [*DIGITS, "--batch-size", "64", "--widths", "4", "4", "4", "4", "4", "--target", "none"]
