@@ -8,7 +8,7 @@ import statistics
 from importlib.metadata import version
 from pathlib import Path
 
-from experiment.errors import FileError, reason
+from experiment.errors import FileError, reading
 
 TARGET = 99.4
 KEYS = {"recipe", "params", "config", "machine", "versions", "runs"}
@@ -81,15 +81,13 @@ def summarise_all(results):
 
 def read_results(path):
     """The list of results in the file at `path`; FileError if it is damaged."""
-    try:
+    with reading(path, "expected a benchmark's JSON; name another file or remove it", FileError):
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         for result in results:
             for part, keys in [(result, KEYS), *((run, RUN_KEYS) for run in result["runs"])]:
                 if missing := keys - part.keys():
                     raise ValueError(f"no {', '.join(sorted(missing))}")
         summarise_all(results)
-    except Exception as error:  # whatever is in it
-        raise FileError(f"{path} is not a benchmark's JSON ({reason(error)}); name another or remove it") from error
     return results
 
 

@@ -59,5 +59,5 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, change):
     damaged = json.dumps([{**result, "runs": [run]}])
     for content in (damaged, "", "{}x", '[{"recipe": "default"}]', "[1]", '{"runs": []}', "[[]]"):
         path.write_text(content)
-        with pytest.raises(FileError, match=f"{path} is not a benchmark's JSON"):
+        with pytest.raises(FileError, match=f"{path} cannot be read .*; expected a benchmark's JSON"):
             read_results(path)

@@ -153,9 +153,7 @@ def test_a_run_that_stopped_at_its_target_goes_on_to_the_bits_of_one_that_did_no
     assert_finished(8, "--target", "none")
 
 
-def test_resume_finds_data_that_moved_but_refuses_other_data_and_what_was_trained_meanwhile(
-    mnist_dir, tmp_path, capsys
-):
+def test_resume_finds_moved_data_and_refuses_other_data_and_what_was_trained_meanwhile(mnist_dir, tmp_path, capsys):
     folder, moved = tmp_path / "run", tmp_path / "moved"
     argv = ["--data-dir", mnist_dir, *SMALL, "--batch-size", 70, "--epochs", 2, "--out", folder]
     assert run(*argv, on_epoch=interrupt) == 130

@@ -30,10 +30,8 @@ def test_a_process_returns_its_metrics_or_the_last_line_of_its_error(monkeypatch
     for code, expected in (("raise SystemExit('first\\nläst')", "läst"), ("raise SystemExit(3)", "exit code 3")):
         with pytest.raises(ExperimentError, match=f"^{expected}$"):
             run_process(["-c", code])
-    monkeypatch.setattr(
-        tempfile, "TemporaryDirectory", Mock(side_effect=FileNotFoundError(2, "No usable one in ['/']"))
-    )
-    with pytest.raises(FileError, match="^the temporary folder cannot be written: No usable one .*; set TMPDIR to one"):
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Mock(side_effect=FileNotFoundError(2, "No usable one")))
+    with pytest.raises(FileError, match="^the temporary folder cannot be written: No usable one; set TMPDIR to one"):
         run_process(["-c", ""])
 
 
@@ -45,12 +43,7 @@ def test_an_interrupted_comparison_continues(tmp_path, monkeypatch, capsys):
         if len(asked) == 4:
             raise KeyboardInterrupt
         last = {"holdout_accuracy": 99.0 + len(asked) / 10, "holdout_loss": 0.02, "images": 150}
-        return {
-            "epochs": [{**last, "holdout_accuracy": 98.0}, last],
-            "params": 1000,
-            "train_images": 80,
-            "torch": "2",
-        }, 2.04
+        return {**facts, "epochs": [{**last, "holdout_accuracy": 98.0}, last]}, 2.04
 
     monkeypatch.setattr(tune, "run_process", run_process)
     argv = ["fast", "--set", "", "--set", "--lr 2 --epochs 3", "--runs", "2", "--seed", "3", "--out", str(out)]
@@ -60,9 +53,8 @@ def test_an_interrupted_comparison_continues(tmp_path, monkeypatch, capsys):
     cases = [(flags, seed) for seed in (3, 4) for flags in ("", "--lr 2 --epochs 3 ")]
     assert asked == [f"-m train --recipe fast {flags}--seed {seed} {end}" for flags, seed in (*cases, cases[-1])]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["set"], row["seed"], row["accuracy"]) for row in rows] == [
-        (flags.strip(), seed, accuracy) for (flags, seed), accuracy in zip(cases, (99.1, 99.2, 99.3, 99.5))
-    ]
+    assert [(f"{row['set']} ".lstrip(), row["seed"]) for row in rows] == cases
+    assert [row["accuracy"] for row in rows] == [99.1, 99.2, 99.3, 99.5]
     last = {"loss": 0.02, "parameters": 1000, "passes": 3.75, "seconds": 2.0, "torch": "2"}
     asked_last = {"recipe": "fast", "set": "--lr 2 --epochs 3", "seed": 4, "split": "holdout", "accuracy": 99.5}
     assert rows[-1] == {**asked_last, **last, "machine": rows[0]["machine"]}
