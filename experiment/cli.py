@@ -15,8 +15,6 @@ from experiment.errors import ExperimentError, SettingError
 from experiment.machine import memory_errors
 from experiment.settings import RECIPES, Number, Recipe, Settings, flag, setting_fields, typed
 
-TITLES = {"augmentation": "augmentation; the first four are drawn from ±value per image, 0 disables"}
-
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line with exit code 2."""
@@ -72,7 +70,7 @@ def add_flags(parser, *classes):
         if isinstance(default, tuple):
             options["nargs"] = len(default)
         if title not in groups:
-            groups[title] = parser.add_argument_group(TITLES.get(title, title))
+            groups[title] = parser.add_argument_group(title)
         groups[title].add_argument(flag(f.name), default=argparse.SUPPRESS, **options)
 
 

@@ -78,10 +78,10 @@ class Recipe(Checked):
     weight_decay: float = setting("training", 0.0, Number(0, 1), "weight decay of convolution and linear weights")
     label_smoothing: float = setting("training", 0.1, Number(0, 0.9), "probability spread over all classes")
 
-    rotation: float = setting("augmentation", 8.0, Number(0, 180), "degrees")
-    translate: float = setting("augmentation", 0.06, Number(0, 1), "fraction of 28 pixels")
-    scale: float = setting("augmentation", 0.08, Number(0, 0.9), "fraction of the size")
-    shear: float = setting("augmentation", 4.0, Number(0, 60), "degrees")
+    rotation: float = setting("augmentation", 8.0, Number(0, 180), "degrees at most, drawn for each image")
+    translate: float = setting("augmentation", 0.06, Number(0, 1), "fraction of 28 pixels at most")
+    scale: float = setting("augmentation", 0.08, Number(0, 0.9), "fraction of the size at most, larger or smaller")
+    shear: float = setting("augmentation", 4.0, Number(0, 60), "degrees at most")
     augment_until: float = setting("augmentation", 0.6, Number(0, 1), "fraction of the run that is augmented")
 
     @property
