@@ -16,11 +16,11 @@ import sys
 
 import torch
 
-from experiment.checkpoint import WEIGHTS
 from experiment.cli import Parser, command, path
 from experiment.errors import FileError
 from experiment.files import replace_file
 from experiment.plots import drawn
+from experiment.weights import WEIGHTS
 from model import Net, count_parameters
 from study.figures import draw_frontier, draw_overview, draw_reliability
 from study.published import PUBLISHED
@@ -142,7 +142,7 @@ def scaling(files):
     rows = []
     for case in json.loads(read(files[0]))["cases"]:
         what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in case["case"].items())
-        rows.append((what, f"{statistics.median(case['seconds']):.1f}", max(case["peak_memory_mb"])))
+        rows.append((what or "nothing", f"{statistics.median(case['seconds']):.1f}", max(case["peak_memory_mb"])))
     return markdown(("what differs", "seconds per epoch", "peak MB"), rows)
 
 
