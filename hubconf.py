@@ -1,4 +1,4 @@
-"""Trained networks by torch.hub: torch.hub.load("owner/repository", "best"); weights/README.md says what they can do.
+"""Trained networks by torch.hub: torch.hub.load("OWNER/REPOSITORY", "best"); weights/README.md says what they can do.
 
 Each is a model.Net in evaluation mode: images (N, 1, 28, 28), uint8 or float in 0..1, to logits (N, 10).
 """

@@ -107,22 +107,17 @@ def machine(files):
 
 
 def ratio(files):
-    """How much longer than `fast` the quickest published recipes take, one whose mean gets there and one other."""
-    summaries = summarise_all(read_results(files[0]))
-    fast = summaries["fast"]
-    ours = fast["seconds_to_target"], fast["total_seconds_to_target"]
-    text = f"`fast` reaches a mean of 99.4% in {ours[0]:.2f} s of training, {ours[1]:.2f} s for the whole process"
-    lines = [f"{text} (n = {fast['n']})."]
-    for gets_there, what in ((True, "that gets there"), (False, "that does not")):
-        names = [name for name in PUBLISHED if name in summaries and gets_there == bool(summaries[name]["first_epoch"])]
-        if names:
-            name = min(names, key=lambda name: summaries[name]["seconds_to_target"])
-            other = summaries[name]
-            seconds, total = other["seconds_to_target"], other["total_seconds_to_target"]
-            found = f"{seconds:.0f} and {total:.0f} s (mean {other['by_epoch'][-1]:.2f}%, n = {other['n']})"
-            times = f"**{seconds / ours[0]:.0f} and {total / ours[1]:.0f} times** as long"
-            lines.append(f"The quickest of the five {what}, {name}, takes {found}: {times}.")
-    return "\n".join(lines)
+    """A table of `fast`, the quickest published recipe whose mean gets there, and the quickest whose mean does not."""
+    summaries, rows = summarise_all(read_results(files[0])), []
+    published = sorted(PUBLISHED.keys() & summaries, key=lambda name: summaries[name]["seconds_to_target"])
+    there = [name for name in published if summaries[name]["first_epoch"]]
+    for name in ("fast", *there[:1], *[name for name in published if name not in there][:1]):
+        summary, fast, times = summaries[name], summaries["fast"], []
+        for key in ("seconds_to_target", "total_seconds_to_target"):
+            times.append(f"{summary[key]:.3g}" + (name != "fast") * f" (**{summary[key] / fast[key]:.0f} times**)")
+        stays = "" if summary["first_epoch"] else ", whose mean stays below"
+        rows.append((f"{name}{stays}", f"{summary['by_epoch'][-1]:.2f}% ({summary['n']})", *times))
+    return markdown(("to a mean of 99.4%", "last epoch (n)", "training s", "whole process s"), rows)
 
 
 def weights(files):

@@ -74,15 +74,13 @@ def test_the_ratio_is_to_the_quickest_that_gets_there_and_the_quickest_that_does
     there["runs"][0] |= {"epoch_test_accuracy": [99.4, 99.3], "total_seconds": 440.0}
     slow = [result("net-9720", 99.3, 99.38, seconds=80.0), result("net-11034", 99.3, seconds=81.0)]
     file.write_text(json.dumps([fast, there, *slow]))
-    assert KINDS["ratio"]([file]).splitlines() == [
-        "`fast` reaches a mean of 99.4% in 8.00 s of training, 12.00 s for the whole process (n = 1).",
-        "The quickest of the five that gets there, net-19576, takes 200 and 240 s (mean 99.30%, n = 1): "
-        "**25 and 20 times** as long.",
-        "The quickest of the five that does not, net-9720, takes 80 and 12 s (mean 99.34%, n = 2): "
-        "**10 and 1 times** as long.",
+    assert KINDS["ratio"]([file]).splitlines()[2:] == [
+        "| fast | 99.40% (1) | 8 | 12 |",
+        "| net-19576 | 99.30% (1) | 200 (**25 times**) | 240 (**20 times**) |",
+        "| net-9720, whose mean stays below | 99.34% (2) | 80 (**10 times**) | 12 (**1 times**) |",
     ]
     file.write_text(json.dumps([fast, *slow]))
-    assert len(KINDS["ratio"]([file]).splitlines()) == 2
+    assert len(KINDS["ratio"]([file]).splitlines()) == 4
     text = KINDS["machine"]([file])
     assert "medians of 1 to 2 runs, 2 threads of" in text and "PyTorch 2.14" in text
 
