@@ -28,8 +28,7 @@ from study.results import interval, read_results, summarise, summarise_all
 from study.runs import ROOT
 
 RESULTS = ROOT / "results"
-EARLIER = ("archive/tiny-2524.json", "archive/tiny-wider.json")  # twenty full epochs
-FRONTIER = [RESULTS / name for name in ("frontier.jsonl", "default.json", "tiny.json", "best.json", *EARLIER)]
+FRONTIER = [RESULTS / name for name in ("frontier.jsonl", "default.json", "tiny.json", "best.json")]
 SESSION = RESULTS / "side-by-side.json"  # all recipes in one session: its times compare
 DOCUMENTS = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "SCALING.md", ROOT / "weights" / "README.md")
 GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S)
