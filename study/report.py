@@ -136,8 +136,8 @@ def scaling(files):
     rows = []
     for case in json.loads(read(files[0]))["cases"]:
         what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in case["case"].items())
-        rows.append((what or "nothing", f"{statistics.median(case['seconds']):.1f}", max(case["peak_memory_mb"])))
-    return markdown(("what differs", "seconds per epoch", "peak MB"), rows)
+        rows.append((what or "nothing", f"{statistics.median(case['seconds']):.1f}"))
+    return markdown(("what differs", "seconds per epoch"), rows)
 
 
 def csv_rows(file):

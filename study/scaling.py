@@ -1,4 +1,4 @@
-"""How seconds per epoch and peak memory grow with threads, processes, images, batch size and width.
+"""How the seconds of an epoch grow with threads, processes, images, batch size and width.
 
     python -m study.scaling --rounds 3     measure each case three times, in turn; write results/scaling.json
 
@@ -37,13 +37,12 @@ def repeat_images(file, dataset, count):
 
 
 def measure(threads, processes, images, batch_size, widths, data_dir):
-    """(seconds of the epoch, peak memory in MB of the first process) of one run."""
+    """Seconds of the epoch of one run."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
     argv = [*launcher, ROOT / "train.py", "--recipe", "one-epoch", "--target", "none", "--no-plots"]
     argv += ["--data-dir", data_dir / f"{images}.npz", "--threads", threads]
     argv += ["--batch-size", batch_size, "--widths", *widths]
-    metrics, _ = run_process(argv)
-    return metrics["train_seconds"], metrics["peak_memory_mb"]
+    return run_process(argv)[0]["train_seconds"]
 
 
 @command
@@ -52,15 +51,13 @@ def main(argv=None):
     parser.add_argument("--rounds", type=whole_number(1, 100), default=1, metavar="N", help="(default: 1)")
     parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
     args = parser.parse_args(argv)
-    dataset, cases = load_mnist(args.data_dir), [{"case": case, "seconds": [], "peak_memory_mb": []} for case in CASES]
+    dataset, cases = load_mnist(args.data_dir), [{"case": case, "seconds": []} for case in CASES]
     with tempfile.TemporaryDirectory() as folder:
         for count in {{**BASE, **case}["images"] for case in CASES}:
             repeat_images(Path(folder, f"{count}.npz"), dataset, count)
         for case in cases * args.rounds:
-            seconds, memory = measure(**{**BASE, **case["case"]}, data_dir=Path(folder))
-            case["seconds"].append(seconds)
-            case["peak_memory_mb"].append(memory)
-            print(f"{case['case'] or BASE}: {seconds} s, {memory} MB", flush=True)
+            case["seconds"].append(measure(**{**BASE, **case["case"]}, data_dir=Path(folder)))
+            print(f"{case['case'] or BASE}: {case['seconds'][-1]} s", flush=True)
     write_json(ROOT / "results" / "scaling.json", {"base": BASE, **describe_machine(), "cases": cases})
 
 
