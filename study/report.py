@@ -114,7 +114,7 @@ def ratio(files):
         summary, fast, times = summaries[name], summaries["fast"], []
         for key in ("seconds_to_target", "total_seconds_to_target"):
             times.append(f"{summary[key]:.3g}" + (name != "fast") * f" (**{summary[key] / fast[key]:.0f} times**)")
-        stays = "" if summary["first_epoch"] else ", whose mean stays below"
+        stays = "" if summary["first_epoch"] else ", full run: mean below"
         rows.append((f"{name}{stays}", f"{summary['by_epoch'][-1]:.2f}% ({summary['n']})", *times))
     return markdown(("to a mean of 99.4%", "last epoch (n)", "training s", "whole process s"), rows)
 
