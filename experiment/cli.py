@@ -54,7 +54,7 @@ def whole_number(low, high):
 
 def add_flags(parser, *classes):
     """Add a flag for each setting of the dataclasses; flags not given are absent from the namespace."""
-    groups = {}
+    group = functools.cache(parser.add_argument_group)  # one for each title
     for f in (f for cls in classes for f in setting_fields(cls)):
         title, allowed, default = f.metadata["group"], f.metadata["allowed"], f.default
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
@@ -69,9 +69,7 @@ def add_flags(parser, *classes):
             options |= {"type": path, "metavar": "DIR"}
         if isinstance(default, tuple):
             options["nargs"] = len(default)
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        groups[title].add_argument(flag(f.name), default=argparse.SUPPRESS, **options)
+        group(title).add_argument(flag(f.name), default=argparse.SUPPRESS, **options)
 
 
 def parse_args(description, argv=None):

@@ -2,9 +2,9 @@
 
 import contextlib
 import ctypes
+import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import joblib
 import psutil
@@ -94,9 +94,10 @@ def memory_errors():
 
 def peak_memory_mb():
     """Peak resident memory of this process in MB; None on Windows, which does not report it."""
-    with contextlib.suppress(OSError, IndexError):  # on Linux ru_maxrss counts the process that started this one too
-        return round(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6)
+    with contextlib.suppress(OSError, IndexError), open("/proc/self/status") as status:
+        return round(int(status.read().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6)
     with contextlib.suppress(ImportError):
-        import resource
+        import resource  # on Linux it would count the process that started this one too
 
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)  # bytes on macOS
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kB elsewhere
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)

@@ -163,8 +163,8 @@ def frontier(files):
                 name = f"{row['recipe']} {row['set']}"
                 points.setdefault(name, (row["parameters"], []))[1].append(row["accuracy"])
         else:
-            [result] = json.loads(read(file))
-            points[file.stem] = result["params"], [run["final_test_accuracy"] for run in result["runs"]]
+            for result in read_results(file):
+                points[result["recipe"]] = result["params"], [run["final_test_accuracy"] for run in result["runs"]]
     return dict(sorted(points.items(), key=lambda point: point[1][0]))
 
 
@@ -174,7 +174,7 @@ def frontier_table(files):
     for name, (parameters, found) in frontier(files).items():
         accuracy = f"{statistics.fmean(found):.3f} ± {statistics.stdev(found):.3f}% ({len(found)})"
         rows.append((f"{parameters:,}", f"`{name}`", accuracy, "{:.3f} to {:.3f}".format(*interval(found))))
-    return markdown(("parameters", "recipe and flags, or file", "mean ± std (n)", "95% CI of the mean"), rows)
+    return markdown(("parameters", "recipe and flags", "mean ± std (n)", "95% CI of the mean"), rows)
 
 
 def layers(files):
