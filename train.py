@@ -151,10 +151,9 @@ def evaluate(source, given):
     may_change = {"dataset", "data_dir", "holdout", "device", "threads", "precision"}
     settings, net = set_up(earlier_settings(settings, given, may_change)), load_net(file)
     dataset = load_data(settings, for_training=False).to(settings.device)
-    labels = dataset.test.labels
+    images, labels = dataset.test
     print(f"Net: {file}, {about}\nData: {dataset.name}, {len(labels)} test images")
-    net.to(settings.device, memory_format=torch.channels_last)
-    logits = predict(net, dataset.test.images, settings.precision)
+    logits = predict(net.to(settings.device, memory_format=torch.channels_last), images, settings.precision)
     print(score(logits, labels).line("test"))
     for label in labels.unique().tolist():
         hits = logits[labels == label].argmax(1) == label

@@ -37,6 +37,8 @@ def load_data(settings, for_training=True):
         dataset = hold_out(dataset, settings.holdout, settings.seed)
     if dataset.test is None:
         dataset = dataset._replace(test=dataset.holdout, holdout=None)
+    if for_training and (size := settings.recipe.batch_size) > (count := len(dataset.train.labels)):
+        raise DataError(f"--batch-size {size}: expected at most {count}, the number of training images")
     return dataset
 
 

@@ -42,6 +42,7 @@ def given_by(argv):
         ("--resume none", "none/last.pt cannot be read (No such file or directory); expected an intact checkpoint"),
         ("--evaluate none", "none cannot be read (No such file or directory); expected best, default, tiny, a run's"),
         ("--holdout 1428 --out new", "--holdout 1428: expected 10 to 1427"),
+        ("--batch-size 1238 --holdout 200 --out new", "--batch-size 1238: expected at most 1237, the number"),
     ],
 )
 def test_bad_flags_are_refused_and_leave_no_file_behind(tmp_path, monkeypatch, capsys, argv, expected):
