@@ -35,7 +35,7 @@ GENERATED = re.compile(r"(<!-- ([a-z ]+): (.+?) -->\n)(.*?)(<!-- end -->)", re.S
 
 SUMMARY = ("recipe, weights", "parameters", "passes", "mean ± std (n)", "runs ≥ 99.4%", "training s", "whole process s")
 ACCURACY = ("recipe", "parameters", "epochs", "passes", "mean ± std (n)", "95% CI of the mean", "min", "runs ≥ 99.4%")
-TIMES = ("training s to a mean of 99.4%", "training s", "whole process s to it", "whole process s", "peak MB")
+TIMES = ("training s to a mean of 99.4%", "training s", "whole process s to 99.4%", "whole process s", "peak MB")
 
 
 def cells(result, timed=None):
@@ -55,7 +55,7 @@ def cells(result, timed=None):
         "training s": f"{times['seconds']:.1f}",
         "training s to a mean of 99.4%": f"{times['seconds_to_target']:.1f} (epoch {epoch})" if epoch else "–",
         "whole process s": f"{times['total_seconds']:.1f}",
-        "whole process s to it": f"{times['total_seconds_to_target']:.1f}" if epoch else "–",
+        "whole process s to 99.4%": f"{times['total_seconds_to_target']:.1f}" if epoch else "–",
         "peak MB": times["peak_memory_mb"] or "–",
     }
 
@@ -97,12 +97,14 @@ def read(path):
 
 
 def machine(files):
-    """The machine, version and numbers of runs of the file."""
-    results = read_results(files[0])
-    first, counts = results[0], [len(result["runs"]) for result in results]
+    """How the times of the file were measured: numbers of runs, how much these differ, machine and version."""
+    results = [result for result in read_results(files[0]) if result["runs"]]
+    first, seconds = results[0], [[sum(run["epoch_seconds"]) for run in result["runs"]] for result in results]
+    counts, spread = list(map(len, seconds)), max(max(times) / min(times) for times in seconds) - 1
     threads = "1 thread" if first["threads"] == 1 else f"{first['threads']} threads"
+    runs = f"medians of {min(counts)} to {max(counts)} runs, which differ by up to {spread:.0%}"
     where = f"{threads} of {first['machine']}; PyTorch {first['versions']['torch']}"
-    return f"Times: medians of {min(counts)} to {max(counts)} runs, {where}. Training excludes start-up and evaluation."
+    return f"Times: {runs}; {where}. Training excludes start-up and evaluation."
 
 
 def ratio(files):
@@ -114,9 +116,9 @@ def ratio(files):
         summary, fast, times = summaries[name], summaries["fast"], []
         for key in ("seconds_to_target", "total_seconds_to_target"):
             times.append(f"{summary[key]:.3g}" + (name != "fast") * f" (**{summary[key] / fast[key]:.0f} times**)")
-        stays = "" if summary["first_epoch"] else ", full run: mean below"
+        stays = "" if summary["first_epoch"] else ", all epochs, stays below"
         rows.append((f"{name}{stays}", f"{summary['by_epoch'][-1]:.2f}% ({summary['n']})", *times))
-    return markdown(("to a mean of 99.4%", "last epoch (n)", "training s", "whole process s"), rows)
+    return markdown(("to a mean of 99.4%", "last epoch, these runs (n)", "training s", "whole process s"), rows)
 
 
 def weights(files):

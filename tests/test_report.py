@@ -72,17 +72,18 @@ def test_the_ratio_is_to_the_quickest_that_gets_there_and_the_quickest_that_does
     file, there = tmp_path / "a.json", result("net-19576", 99.5, seconds=400.0)
     fast = {**result("fast", 99.4), "threads": 2, "versions": {"torch": "2.14"}}
     there["runs"][0] |= {"epoch_test_accuracy": [99.4, 99.3], "total_seconds": 440.0}
-    slow = [result("net-9720", 99.3, 99.38, seconds=80.0), result("net-11034", 99.3, seconds=81.0)]
+    slow = [result("net-9720", 99.3, 99.38, seconds=80.0), result("net-11034", 99.3, seconds=91.0)]
+    slow[0]["runs"][1]["epoch_seconds"] = [60.0, 40.0]
     file.write_text(json.dumps([fast, there, *slow]))
     assert KINDS["ratio"]([file]).splitlines()[2:] == [
         "| fast | 99.40% (1) | 8 | 12 |",
         "| net-19576 | 99.30% (1) | 200 (**25 times**) | 240 (**20 times**) |",
-        "| net-9720, full run: mean below | 99.34% (2) | 80 (**10 times**) | 12 (**1 times**) |",
+        "| net-9720, all epochs, stays below | 99.34% (2) | 90 (**11 times**) | 12 (**1 times**) |",
     ]
     file.write_text(json.dumps([fast, *slow]))
     assert len(KINDS["ratio"]([file]).splitlines()) == 4
     text = KINDS["machine"]([file])
-    assert "medians of 1 to 2 runs, 2 threads of" in text and "PyTorch 2.14" in text
+    assert "medians of 1 to 2 runs, which differ by up to 25%; 2 threads of" in text and "PyTorch 2.14" in text
 
 
 def test_a_bar_is_as_long_as_the_recipe_takes_and_shows_whose_it_is(tmp_path):
