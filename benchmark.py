@@ -58,7 +58,7 @@ def train_once(result, seed, data_dir=None):
         raise ExperimentError(f"{name}, seed {seed}: {error}") from error
 
 
-def open_results(path, new, seeds, same=SAME):
+def open_results(path, new, seeds, same):
     """`new`, and the results already in the file at `path`; FileError if these are not of the `same` conditions."""
     if not path.exists():
         return new
@@ -96,8 +96,19 @@ def side_by_side(function, tasks, jobs):
             raise
 
 
-def run_benchmark(args, train=train_once):
-    """Perform the requested runs that the file lacks, using `train`, then print the table."""
+@command
+def main(argv=None, train=train_once):
+    parser = Parser(prog="benchmark.py", description=__doc__)
+    about = f"one or more of {', '.join(ALL)}"
+    parser.add_argument("recipes", nargs="+", choices=ALL, metavar="NAME", help=about)
+    parser.add_argument("--runs", type=whole_number(1, 100_000), required=True, metavar="N", help="runs of each recipe")
+    parser.add_argument("--seed", type=whole_number(0, 2**62), default=0, metavar="S", help="first seed (default: 0)")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="JSON file to write, or to continue")
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
+    parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="of each run, as for train.py")
+    about = "runs side by side, which share the free CPUs (default: 1)"
+    parser.add_argument("--jobs", type=whole_number(1, 1024), default=1, metavar="N", help=about)
+    args = parser.parse_args(argv)
     out, seeds = Path(args.out), range(args.seed, args.seed + args.runs)
     dataset = load_mnist(args.data_dir)
     with writing(out.parent, "name another file"):
@@ -125,21 +136,6 @@ def run_benchmark(args, train=train_once):
     print(plain_table(results))
     if any(run.get("jobs", 1) > 1 for result in results for run in result["runs"]):
         print("Some runs were trained side by side: their times do not compare with those of other runs")
-
-
-@command
-def main(argv=None, train=train_once):
-    parser = Parser(prog="benchmark.py", description=__doc__)
-    about = f"one or more of {', '.join(ALL)}"
-    parser.add_argument("recipes", nargs="+", choices=ALL, metavar="NAME", help=about)
-    parser.add_argument("--runs", type=whole_number(1, 100_000), required=True, metavar="N", help="runs of each recipe")
-    parser.add_argument("--seed", type=whole_number(0, 2**62), default=0, metavar="S", help="first seed (default: 0)")
-    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="JSON file to write, or to continue")
-    parser.add_argument("--data-dir", type=path, metavar="DIR", help="as for train.py")
-    parser.add_argument("--threads", type=whole_number(1, 1024), metavar="N", help="of each run, as for train.py")
-    about = "runs side by side, which share the free CPUs (default: 1)"
-    parser.add_argument("--jobs", type=whole_number(1, 1024), default=1, metavar="N", help=about)
-    run_benchmark(parser.parse_args(argv), train)
 
 
 if __name__ == "__main__":

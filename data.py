@@ -30,10 +30,8 @@ class Dataset(NamedTuple):
         return self.test if self.holdout is None else self.holdout
 
     def to(self, device):
-        def move(split):
-            return split and Split(split.images.to(device), split.labels.to(device))
-
-        return self._replace(train=move(self.train), test=move(self.test), holdout=move(self.holdout))
+        moved = (split and Split(*(tensor.to(device) for tensor in split)) for split in self[2:])
+        return Dataset(*self[:2], *moved)
 
 
 class TrainLoader:
@@ -91,26 +89,15 @@ class TrainLoader:
         return math.ceil(images / self.batch_size)
 
 
-class RandomAffine:
+def random_affine(images, *, rotation, translate, scale, shear, margin=0):
     """Rotate, shift, scale and shear each image by amounts drawn uniformly from [-value, value].
 
-    Args: rotation and shear, in degrees; translate, a fraction of 28 pixels; scale, the deviation from 1; margin,
-    pixels cropped from each side. Takes float images (N, 1, 28, 28), returns (N, 1, 28 - 2 margin, 28 - 2 margin).
+    Args: float images (N, 1, 28, 28); rotation and shear in degrees; translate, a fraction of 28 pixels; scale, the
+    deviation from 1; margin, pixels cropped from each side. Returns (N, 1, 28 - 2 margin, 28 - 2 margin).
     """
-
-    def __init__(self, *, rotation, translate, scale, shear, margin=0):
-        self.rotation, self.translate, self.scale, self.shear, self.margin = rotation, translate, scale, shear, margin
-
-    def __call__(self, images):
-        uniform = torch.rand(5, len(images), device=images.device) * 2 - 1
-        return affine(
-            images,
-            angle=self.rotation * uniform[0],
-            translate=self.translate * SIDE * uniform[1:3],
-            scale=1 + self.scale * uniform[3],
-            shear=self.shear * uniform[4],
-            margin=self.margin,
-        )
+    uniform = torch.rand(5, len(images), device=images.device) * 2 - 1
+    shift = translate * SIDE * uniform[1:3]
+    return affine(images, rotation * uniform[0], shift, 1 + scale * uniform[3], shear * uniform[4], margin)
 
 
 def affine(images, angle, translate, scale, shear, margin=0):

@@ -5,8 +5,8 @@ Each is a model.Net in evaluation mode: images (N, 1, 28, 28), uint8 or float in
 
 import importlib.util
 import json
+import pathlib
 import sys
-from pathlib import Path
 
 import torch
 
@@ -29,7 +29,7 @@ def tiny():
 
 
 def _load(name):
-    folder, module = Path(__file__).parent, sys.modules.get("mnist_model")
+    folder, module = pathlib.Path(__file__).parent, sys.modules.get("mnist_model")
     if module is None:  # by its path, since the program that loads it may have another module of the name "model"
         spec = importlib.util.spec_from_file_location("mnist_model", folder / "model.py")
         module = sys.modules["mnist_model"] = importlib.util.module_from_spec(spec)

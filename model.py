@@ -77,15 +77,10 @@ class Net(nn.Module):
             images = images.to(self.mean.dtype) / 255
         elif not images.is_floating_point():
             raise TypeError(f"images: found {images.dtype}, expected torch.uint8, or floats in 0..1")
-        images = (center_crop(images, self.side) - self.mean) / self.std
-        features = self.gap(self.blocks(images)).flatten(1)  # (N, c5)
+        margin = (images.shape[-1] - self.side) // 2  # 0 if they are cropped already
+        images = images[:, :, margin : margin + self.side, margin : margin + self.side]
+        features = self.gap(self.blocks((images - self.mean) / self.std)).flatten(1)  # (N, c5)
         return self.classifier(self.dropout(features))  # (N, 10)
-
-
-def center_crop(images, side):
-    """The central `side` x `side` pixels of square images (N, 1, S, S); unchanged if S equals `side`."""
-    margin = (images.shape[-1] - side) // 2
-    return images[:, :, margin : margin + side, margin : margin + side]
 
 
 def count_parameters(model):

@@ -98,7 +98,7 @@ def write_submission(file, net):
 @command
 def main(argv=None):
     parser = Parser(prog="predict.py", description=__doc__)
-    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="picture of one digit")
+    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="picture of digits")
     about = "Kaggle's test.csv, whose digits go into submission.csv beside it"
     parser.add_argument("--csv", type=path, metavar="FILE", help=about)
     about = "default, best or tiny, a run's folder, its best.pt, or a NAME.pth (default: best)"
@@ -108,7 +108,7 @@ def main(argv=None):
     parser.add_argument("--show", type=path, metavar="FILE", help=about)
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.csv):
-        parser.error("IMAGE: expected pictures of one digit each, or --csv alone")
+        parser.error("IMAGE: expected pictures, or --csv alone")
     if args.show and os.path.exists(args.show):  # with --show *.png that is the first picture
         raise FileError(f"--show {args.show} exists already; name a new file")
     torch.set_num_threads(1)  # for one image at a time more are slower

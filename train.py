@@ -20,7 +20,7 @@ import experiment  # sets OpenMP's environment variables, which torch reads when
 import torch
 import torch.nn.functional as F
 
-from data import RandomAffine, TrainLoader
+from data import TrainLoader, random_affine
 from experiment.checkpoint import Checkpoint
 from experiment.cli import command, earlier_settings, new_settings, parse_args
 from experiment.datasets import load_data
@@ -78,12 +78,11 @@ def train(settings, run=None, on_epoch=None):
 def train_one_epoch(model, loader, optimizer, scheduler, settings, epoch):
     """Train `model` on the batches that `loader` selects for `epoch`, counted from 1; returns the epoch's Meter."""
     recipe, all_steps = settings.recipe, loader.steps(settings.recipe.epochs)
-    augment = RandomAffine(**recipe.augmentation)
     meter = Meter(loader.steps(epoch - 1))  # meter.step counts from the run's start
     model.train()
     for index, images, labels in progress(loader.batches(epoch), all_steps, f"Epoch {epoch}/{recipe.epochs}", meter):
         if meter.step < recipe.augment_until * all_steps:  # later ones see plain images
-            images = augment(images)
+            images = random_affine(images, **recipe.augmentation)
         logits = forward(model, images, settings.precision)
         losses, smoothed_losses = cross_entropy(logits, labels, recipe.label_smoothing)  # logged, trained on
         optimizer.zero_grad()
@@ -171,7 +170,7 @@ def start(argv, on_epoch, make_run=RunFolder):
         settings = earlier_settings(run.checkpoint.settings, given, may_change={"data_dir", "target"})
         if run.ended and run.checkpoint.history.is_over(settings.recipe.epochs, settings.target):
             epochs = f"{len(run.checkpoint.history.epochs)} of {settings.recipe.epochs} epochs"
-            print(f"{options.resume} is finished: {epochs}; --target none trains all")
+            print(f"{options.resume} is finished: {epochs}; --target none continues a stopped one")
             return
     else:
         settings = new_settings(given)

@@ -67,7 +67,7 @@ function ink() {
 }
 
 /**
- * Ink, uint8 (side * side), as photo.py's center_digit prepares it: its box scaled to 20 pixels, its centre of mass
+ * Ink, uint8 (side * side), as ink.py's center_digit prepares it: its box scaled to 20 pixels, its centre of mass
  * in the middle of an image, uint8 (28 * 28); null if it is smaller than predict.py's smallest digit.
  */
 function centerDigit(ink, side) {
@@ -104,7 +104,7 @@ function centerDigit(ink, side) {
   return image;
 }
 
-/** `rows` resampled to `size` of them, as by photo.py's resample; then rows and columns are swapped. */
+/** `rows` resampled to `size` of them, as by ink.py's resample; then rows and columns are swapped. */
 function resample(rows, size) {
   const scale = rows.length / size;
   const columns = Array.from(rows[0], () => new Float64Array(size));

@@ -122,9 +122,8 @@ def signals_as_interrupts():
         raise KeyboardInterrupt(number)
 
     names = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")  # the last two are those of batch systems, such as Slurm
-    numbers = [s for s in signal.Signals if s.name in names and signal.getsignal(s) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():  # which alone may install handlers
-        numbers = []
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may install handlers
+    numbers = [s for s in signal.Signals if is_main and s.name in names and signal.getsignal(s) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, interrupt)
     try:

@@ -16,7 +16,7 @@ class Meter:
     """Sums up an epoch: `add` every batch, then read `score`, `lr` (of the last step) and `curve`.
 
     Every 25 steps are a point of `curve`: the run's step, its lr, and the mean loss. Values stay on the device for 25
-    steps, on a GPU for the whole epoch, because reading one waits for it.
+    steps, because reading one waits for it.
     """
 
     def __init__(self, step=0):
@@ -27,13 +27,13 @@ class Meter:
         """Add a batch: losses (B,), logits (B, 10) and labels (B,), trained on with the learning rate `lr`."""
         self.step, self.lr = self.step + 1, lr
         self.pending.append((self.step, lr, len(labels), losses.sum(), (logits.argmax(1) == labels).sum()))
-        if len(self.pending) == STEPS and losses.device.type == "cpu":
+        if len(self.pending) == STEPS:
             self.read()
 
     def read(self):
         """Read the pending values from the device; DivergedError if a loss is not finite."""
-        while self.pending:
-            steps, lrs, counts, losses, correct = zip(*self.pending[:STEPS])
+        if self.pending:
+            steps, lrs, counts, losses, correct = zip(*self.pending)
             losses, correct = torch.stack(losses).tolist(), torch.stack(correct).tolist()
             for step, lr, loss in zip(steps, lrs, losses):
                 if not math.isfinite(loss):
@@ -42,7 +42,7 @@ class Meter:
             self.loss += sum(losses)
             self.correct += sum(correct)
             self.count += sum(counts)
-            del self.pending[:STEPS]
+            self.pending = []
 
     @property
     def score(self):

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from data import RandomAffine
+from data import random_affine
 from model import SIDE
 
 WIDTH = 8.3  # inches of every picture: at the width of a README, 830 pixels, text of 10 points is easy to read
@@ -129,10 +129,10 @@ def draw_answers(axes, images, labels, logits, indices, columns, text):
 def draw_augmented(figure, metrics, dataset, logits):
     """Training images, and below each what the net is given instead in the augmented part of a run."""
     config, images = metrics["config"], dataset.train.images[:8].cpu() / 255
-    augment = RandomAffine(**{name: config[name] for name in ("rotation", "translate", "scale", "shear", "margin")})
+    amounts = {name: config[name] for name in ("rotation", "translate", "scale", "shear", "margin")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(metrics["seed"])
-        augmented = augment(images)
+        augmented = random_affine(images, **amounts)
     what = f"Training images, and below as the net sees them in the first {100 * config['augment_until']:g}% of the run"
     axes = blank_axes(figure, metrics, what, right=len(images), bottom=2)
     for column, (image, changed) in enumerate(zip(images, augmented)):

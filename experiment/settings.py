@@ -101,7 +101,7 @@ class Recipe(Checked):
 
     @property
     def augmentation(self):
-        """The arguments of data.RandomAffine."""
+        """The arguments of data.random_affine."""
         return {name: getattr(self, name) for name in ("rotation", "translate", "scale", "shear", "margin")}
 
 

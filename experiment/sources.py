@@ -76,15 +76,18 @@ def read_csv(path, labelled=True):
 
 def read_pictures(folder):
     """The Splits of the pictures by class in `folder`, in train/0 to train/9 and test/0 to test/9, or in 0 to 9."""
+    from PIL.Image import OPEN, registered_extensions
     from torchvision.datasets import ImageFolder
 
     from photo import prepare_or_keep
 
+    suffixes = tuple(suffix for suffix, kind in registered_extensions().items() if kind in OPEN)
     parts = ["train" if os.path.isdir(folder / "train") else ".", *["test"] * os.path.isdir(folder / "test")]
     splits = []
     for part in parts:
         with reading(folder / part, "expected folders 0 to 9 with pictures of one digit", DataError):
-            pictures = ImageFolder(folder / part, loader=prepare_or_keep)
+            options = {"loader": prepare_or_keep, "is_valid_file": lambda file: file.lower().endswith(suffixes)}
+            pictures = ImageFolder(folder / part, **options)
             digits = np.array([int(name) for name in pictures.classes])
             images, labels = zip(*pictures)
         splits.append(make_split(folder / part, np.stack(images), digits[list(labels)]))

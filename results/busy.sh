@@ -23,9 +23,7 @@ for _ in 1 2; do
     measure "train.py" $train
 done
 measure "train.py --threads 2" $train --threads 2
-measure "train.py --threads 2, libgomp's GOMP_SPINCOUNT" env GOMP_SPINCOUNT=300000 timeout 60 $train --threads 2
 measure "train.py --evaluate" python train.py --evaluate "$folder/run/best.pt"
 measure "benchmark.py fast --runs 1" python benchmark.py fast --runs 1 --out {}
-measure "python -m study.report --check" python -m study.report --check
-measure "pytest" python -m pytest
+measure "predict.py" python predict.py demo/five.jpg
 rm -r "$folder"

@@ -17,7 +17,7 @@ import sys
 import torch
 
 from experiment.cli import Parser, command, path
-from experiment.errors import FileError
+from experiment.errors import FileError, reading
 from experiment.files import replace_file
 from experiment.plots import drawn
 from experiment.weights import WEIGHTS
@@ -90,10 +90,8 @@ def plain_table(results):
 
 
 def read(path):
-    try:
+    with reading(path, "restore it", FileError):
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error}; restore it") from error
 
 
 def machine(files):

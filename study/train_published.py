@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 from experiment.cli import Parser, command, path, whole_number
-from experiment.datasets import load_mnist
+from experiment.datasets import load_data
 from experiment.errors import DataError
 from experiment.files import write_json, writing
 from experiment.history import History
@@ -90,8 +90,8 @@ def main(argv=None):
     parser.add_argument("--out", type=path, metavar="DIR", required=True, help="new folder for metrics.json")
     args = parser.parse_args(argv)
     start, recipe, out = time.perf_counter(), PUBLISHED[args.name], Path(args.out)
-    settings = set_up(Settings(seed=args.seed, device=args.device, threads=args.threads))
-    dataset, device = load_mnist(args.data_dir), settings.device
+    settings = set_up(Settings(seed=args.seed, device=args.device, threads=args.threads, data_dir=args.data_dir))
+    dataset, device = load_data(settings, for_training=False), settings.device
     loader = make_loader(dataset.train, recipe)
     torch.manual_seed(args.seed)
     model = recipe.net().to(device)

@@ -7,7 +7,7 @@ from conftest import DIGITS, FEWEST, read_metrics, run, same
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine as affine_one_by_one
 
-from data import Dataset, RandomAffine, Split, TrainLoader, affine
+from data import Dataset, Split, TrainLoader, affine, random_affine
 
 
 def numbered(count):
@@ -101,13 +101,13 @@ def test_affine_equals_torchvision_image_by_image_and_a_margin_leaves_the_centra
 
 def test_random_amounts_fill_the_ranges_of_their_settings_independently_of_each_other(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr("data.affine", lambda images, **amounts: amounts)
-    amounts = RandomAffine(rotation=20.0, translate=0.1, scale=0.2, shear=15.0, margin=3)(torch.zeros(2000, 1, 28, 28))
-    drawn = torch.stack([amounts["angle"], *amounts["translate"], amounts["scale"] - 1, amounts["shear"]])
-    drawn /= torch.tensor([[20.0], [2.8], [2.8], [0.2], [15.0]])
+    monkeypatch.setattr("data.affine", lambda images, *amounts: amounts)
+    ranges, images = {"rotation": 20.0, "translate": 0.1, "scale": 0.2, "shear": 15.0}, torch.zeros(2000, 1, 28, 28)
+    angle, translate, scale, shear, margin = random_affine(images, **ranges, margin=3)
+    drawn = torch.stack([angle, *translate, scale - 1, shear]) / torch.tensor([20.0, 2.8, 2.8, 0.2, 15.0])[:, None]
     assert drawn.abs().max() < 1.001 and drawn.amin(1).max() < -0.98 and drawn.amax(1).min() > 0.98
     assert drawn.mean(1).abs().max() < 0.1 and drawn.std(1).sub(3**-0.5).abs().max() < 0.05  # uniform
-    assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.1 and amounts["margin"] == 3
+    assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.1 and margin == 3
 
 
 def test_a_dataset_moves_with_all_its_splits_and_is_evaluated_on_held_out_images_if_there_are_any():

@@ -136,8 +136,8 @@ def test_npz_csv_and_pictures_by_class_give_what_idx_files_give(mnist_dir, array
     for found, (images, labels) in zip(load(tmp_path)[2:4], expected[2:4]):
         order = labels.argsort(stable=True)
         assert same(found, Split(images[order], labels[order]))
-    printed("9", "DejaVuSans", 80).save(tmp_path / "test" / "9" / "large.png")
-    np.testing.assert_array_equal(load(tmp_path).test.images[-1, 0], prepare(tmp_path / "test" / "9" / "large.png"))
+    printed("9", "DejaVuSans", 80).save(tmp_path / "test" / "9" / "large.GIF")
+    np.testing.assert_array_equal(load(tmp_path).test.images[-1, 0], prepare(tmp_path / "test" / "9" / "large.GIF"))
     (tmp_path / "test" / "9").rename(tmp_path / "test" / "10")
     with pytest.raises(DataError, match=f"{tmp_path / 'test'}: found .*, expected whole numbers from 0 to 9"):
         load(tmp_path)

@@ -37,7 +37,7 @@ def test_loss_and_accuracy_equal_those_of_a_slow_loop_over_uneven_batches(steps,
     sizes, losses, hits, curve, meter = [1 + step * 7 % 32 for step in range(steps)], [], [], {}, Meter(100)
     for step, (of_batch, logits, labels) in enumerate(batches(sizes), 1):
         meter.add(0.5 / step, *(tensor.as_subclass(kind) for tensor in (of_batch, logits, labels)))
-        assert meter.step == 100 + step and len(meter.pending) == (step if kind is OnGpu else step % 25)
+        assert meter.step == 100 + step and len(meter.pending) == step % 25
         for row, label in zip(logits.tolist(), labels.tolist()):
             losses.append(math.log(sum(map(math.exp, row))) - row[label])
             curve.setdefault(min(math.ceil(step / 25) * 25, steps), []).append(losses[-1])

@@ -16,7 +16,7 @@ from conftest import ROOT, SMALL, run, same, without_times
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data import Dataset, RandomAffine, Split
+from data import Dataset, Split, random_affine
 from experiment import plots
 from experiment.run_folder import FILES, PICTURES
 from experiment.settings import RECIPES
@@ -128,7 +128,7 @@ def test_the_augmented_images_are_as_in_training_and_drawing_them_changes_no_ran
     figure, title = drawn(plots.draw_augmented, {**ABOUT, "config": recipe.values}, dataset)
     assert torch.equal(torch.get_rng_state(), state) and "the first 30% of the run" in title
     torch.manual_seed(ABOUT["seed"])
-    expected = RandomAffine(rotation=20.0, translate=0.1, scale=0.4, shear=7.0, margin=3)(images[:8] / 255)
+    expected = random_affine(images[:8] / 255, rotation=20.0, translate=0.1, scale=0.4, shear=7.0, margin=3)
     shown = [torch.tensor(image.get_array()) for image in figure.axes[0].images]
     assert torch.equal(torch.stack(shown[::2]), images[:8, 0] / 255)
     assert torch.equal(torch.stack(shown[1::2]), expected[:, 0])
