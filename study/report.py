@@ -114,8 +114,8 @@ def ratio(files):
         summary, fast, times = summaries[name], summaries["fast"], []
         for key in ("seconds_to_target", "total_seconds_to_target"):
             times.append(f"{summary[key]:.3g}" + (name != "fast") * f" (**{summary[key] / fast[key]:.0f} times**)")
-        stays = "" if summary["first_epoch"] else ", all epochs, stays below"
-        rows.append((f"{name}{stays}", f"{summary['by_epoch'][-1]:.2f}% ({summary['n']})", *times))
+        until = f"epoch {summary['first_epoch']}" if summary["first_epoch"] else "all epochs, stays below"
+        rows.append((f"{name}, {until}", f"{summary['by_epoch'][-1]:.2f}% ({summary['n']})", *times))
     return markdown(("to a mean of 99.4%", "last epoch, these runs (n)", "training s", "whole process s"), rows)
 
 

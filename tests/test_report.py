@@ -76,8 +76,8 @@ def test_the_ratio_is_to_the_quickest_that_gets_there_and_the_quickest_that_does
     slow[0]["runs"][1]["epoch_seconds"] = [60.0, 40.0]
     file.write_text(json.dumps([fast, there, *slow]))
     assert KINDS["ratio"]([file]).splitlines()[2:] == [
-        "| fast | 99.40% (1) | 8 | 12 |",
-        "| net-19576 | 99.30% (1) | 200 (**25 times**) | 240 (**20 times**) |",
+        "| fast, epoch 2 | 99.40% (1) | 8 | 12 |",
+        "| net-19576, epoch 1 | 99.30% (1) | 200 (**25 times**) | 240 (**20 times**) |",
         "| net-9720, all epochs, stays below | 99.34% (2) | 90 (**11 times**) | 12 (**1 times**) |",
     ]
     file.write_text(json.dumps([fast, *slow]))
