@@ -170,7 +170,7 @@ def start(argv, on_epoch, make_run=RunFolder):
         settings = earlier_settings(run.checkpoint.settings, given, may_change={"data_dir", "target"})
         if run.ended and run.checkpoint.history.is_over(settings.recipe.epochs, settings.target):
             epochs = f"{len(run.checkpoint.history.epochs)} of {settings.recipe.epochs} epochs"
-            print(f"{options.resume} is finished: {epochs}; --target none continues a stopped one")
+            print(f"{options.resume} is finished: {epochs} (--target none: all)")
             return
     else:
         settings = new_settings(given)

@@ -140,7 +140,7 @@ def test_a_run_that_stopped_at_its_target_goes_on_to_the_bits_of_one_that_did_no
         before = {path: path.read_bytes() for path in folder.iterdir()}
         capsys.readouterr()
         assert run("--resume", folder, *argv, on_epoch=pytest.fail) == 0
-        assert capsys.readouterr().out.startswith(f"{folder} is finished: {epochs} of 8 epochs; --target none")
+        assert capsys.readouterr().out == f"{folder} is finished: {epochs} of 8 epochs (--target none: all)\n"
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
     folder, target = tmp_path / "run", read_metrics(whole_run)["epochs"][0]["test_accuracy"]
